@@ -1,0 +1,1 @@
+"""The device side: coreset selection, quantization-aware training, the ClientApp."""

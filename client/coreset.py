@@ -1,0 +1,135 @@
+"""Which images a device trains on: scores of samples and the choice of a coreset by them.
+
+RES is the relative entropy score of QuaRC (arXiv 2507.17768); EVS, DS and ACS are those of
+Huang et al. (TMLR 2024, arXiv 2306.07215). All take probabilities [n, classes] and give [n];
+the highest score is chosen first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TINY = 1e-12
+"""Floor of a probability under a logarithm."""
+
+TEACHER_FREE = frozenset({"random", "full", "evs", "entropy"})
+"""Selections that need no teacher outputs."""
+
+MODEL_FREE = frozenset({"random", "full"})
+"""Selections that need no model at all."""
+
+
+def relative_entropy_score(p_quantized: Tensor, p_float: Tensor) -> Tensor:
+    """d_RES = sum_m p_Q log(p_Q / p_F) = KL(p_Q || p_F) (QuaRC)."""
+    ratio = p_quantized.clamp_min(TINY).log_().sub_(p_float.clamp_min(TINY).log_())
+    return ratio.mul_(p_quantized).sum(1)
+
+
+def error_vector_score(p_quantized: Tensor, labels: Tensor) -> Tensor:
+    """d_EVS = ||p_Q - y||_2, y the one-hot label (ACS)."""
+    one_hot = F.one_hot(labels, p_quantized.shape[1]).to(p_quantized.dtype)
+    return torch.linalg.vector_norm(p_quantized - one_hot, dim=1)
+
+
+def disagreement_score(p_quantized: Tensor, p_teacher: Tensor) -> Tensor:
+    """d_DS = ||p_Q - p_T||_2 (ACS)."""
+    return torch.linalg.vector_norm(p_quantized - p_teacher, dim=1)
+
+
+def entropy_score(p_quantized: Tensor) -> Tensor:
+    """-sum_m p_Q log p_Q: uncertainty of the quantized model."""
+    return -(p_quantized.clamp_min(TINY).log_().mul_(p_quantized)).sum(1)
+
+
+def acs_weight(epoch: float, num_epochs: int) -> float:
+    """a(t) = cos(pi t / 2T): from the error vector early to disagreement late (ACS)."""
+    return math.cos(math.pi * epoch / (2 * num_epochs))
+
+
+def adaptive_score(
+    p_quantized: Tensor, p_teacher: Tensor, labels: Tensor, *, epoch: float, num_epochs: int
+) -> Tensor:
+    """d_ACS = a(t) d_EVS + (1 - a(t)) d_DS (ACS)."""
+    weight = acs_weight(epoch, num_epochs)
+    return weight * error_vector_score(p_quantized, labels) + (1 - weight) * disagreement_score(
+        p_quantized, p_teacher
+    )
+
+
+def sample_scores(
+    selection: str,
+    *,
+    p_quantized: Tensor,
+    p_teacher: Tensor,
+    labels: Tensor,
+    epoch: float,
+    num_epochs: int,
+) -> Tensor:
+    """Scores [n] of the named selection.
+
+    Args:
+        selection: quarc, res, acs, evs, ds, el2n or entropy.
+        p_quantized: the quantized model's softmax outputs [n, classes].
+        p_teacher: the full-precision teacher's [n, classes].
+        labels: [n].
+        epoch: epochs done over all rounds, t.
+        num_epochs: epochs of the whole training, T.
+
+    Raises:
+        ValueError: for a selection that has no score.
+    """
+    position = {"epoch": epoch, "num_epochs": num_epochs}
+    if selection == "res":
+        return relative_entropy_score(p_quantized, p_teacher)
+    if selection == "quarc":
+        adaptive = adaptive_score(p_quantized, p_teacher, labels, **position)  # type: ignore[arg-type]
+        return adaptive + relative_entropy_score(p_quantized, p_teacher)
+    if selection == "acs":
+        return adaptive_score(p_quantized, p_teacher, labels, **position)  # type: ignore[arg-type]
+    if selection == "evs":
+        return error_vector_score(p_quantized, labels)
+    if selection == "ds":
+        return disagreement_score(p_quantized, p_teacher)
+    if selection == "el2n":
+        # EL2N (Paul et al., NeurIPS 2021) scores with a float network: here the teacher.
+        return error_vector_score(p_teacher, labels)
+    if selection == "entropy":
+        return entropy_score(p_quantized)
+    raise ValueError(f"selection = {selection!r}: has no score")
+
+
+def select_top(scores: Tensor, labels: Tensor, fraction: float, *, balanced: bool) -> Tensor:
+    """Indices [k] of the highest scores, sorted ascending.
+
+    Balanced: round(fraction n_c) of every class c, at least one of each that is present.
+    Unbalanced: the round(fraction n) best of all, at least one.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    if not balanced:
+        return order[: max(1, round(fraction * len(scores)))].sort().values
+    by_class = order[labels[order].argsort(stable=True)]
+    counts = labels.bincount()
+    quotas = (counts * fraction).round().clamp_min_(1).long()
+    starts = counts.cumsum(0) - counts
+    classes = labels[by_class]
+    rank_in_class = torch.arange(len(by_class)) - starts[classes]
+    return by_class[rank_in_class < quotas[classes]].sort().values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coreset:
+    """The chosen samples of one device."""
+
+    indices: Tensor
+    """int64 [k], ascending, into the device's training images."""
+    epoch: int
+    """Epochs that had been done when it was chosen."""
+
+    def is_due(self, epoch: int, interval: int) -> bool:
+        """Whether it is time to choose anew: ``interval`` epochs have passed."""
+        return epoch - self.epoch >= interval

@@ -1,0 +1,105 @@
+"""This device: its images and the models it works with.
+
+Loaded once per process: emulated devices that share a worker share the data set and the
+architectures.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from common.config import Config, DataConfig, ModelConfig, QuantizationConfig
+from common.datasets import Dataset, ImageSet, load_dataset
+from common.models import create_model
+from common.partition import partition_labels, split_holdout
+from common.qat import prepare
+from common.seeding import stream_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One device's view of the data."""
+
+    partition_id: int
+    dataset: Dataset
+    """Normalisation and augmentation; its images are not the device's own."""
+    train: ImageSet
+    """The device's own images, for selection and training."""
+    holdout: ImageSet
+    """The device's own images, for evaluation only."""
+
+
+def emulated_device(config: Config, partition_id: int) -> Device:
+    """The device that holds partition ``partition_id`` of the configured split."""
+    return _emulated_device(config.data, config.run.seed, partition_id)
+
+
+@lru_cache(maxsize=64)
+def _emulated_device(data: DataConfig, seed: int, partition_id: int) -> Device:
+    dataset = _dataset(data)
+    indices = _split(data, seed)[partition_id]
+    holdout_seed = stream_seed(seed, "holdout", partition_id)
+    train, holdout = split_holdout(
+        indices, dataset.train.labels, data.holdout_fraction, holdout_seed
+    )
+    return Device(
+        partition_id=partition_id,
+        dataset=dataset,
+        train=dataset.train.subset(train),
+        holdout=dataset.train.subset(holdout),
+    )
+
+
+@lru_cache(maxsize=1)
+def _dataset(data: DataConfig) -> Dataset:
+    return load_dataset(data.dataset, data.root or None, data.image_size or None)
+
+
+@lru_cache(maxsize=1)
+def _split(data: DataConfig, seed: int) -> list[torch.Tensor]:
+    return partition_labels(
+        _dataset(data).train.labels,
+        data.num_devices,
+        data.partition,
+        alpha=data.alpha,
+        classes_per_device=data.classes_per_device,
+        shards_per_device=data.shards_per_device,
+        min_samples=data.min_samples,
+        seed=seed,
+    )
+
+
+def float_model(config: Config, device: Device) -> nn.Module:
+    """A new float model of the configured architecture; its values are to be loaded."""
+    return copy.deepcopy(_architecture(config.model, _shape(device)))
+
+
+def quantized_model(config: Config, device: Device) -> nn.Module:
+    """A new prepared model; its values, steps among them, are to be loaded."""
+    return copy.deepcopy(_prepared(config.model, config.quantization, _shape(device)))
+
+
+def _shape(device: Device) -> tuple[int, int]:
+    return device.dataset.train.num_classes, device.dataset.train.images.shape[1]
+
+
+@lru_cache(maxsize=2)
+def _architecture(model: ModelConfig, shape: tuple[int, int]) -> nn.Module:
+    num_classes, in_channels = shape
+    generator = torch.Generator().manual_seed(0)
+    created = create_model(
+        model.name, num_classes=num_classes, in_channels=in_channels, generator=generator
+    )
+    return created.to(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=4)
+def _prepared(
+    model: ModelConfig, quantization: QuantizationConfig, shape: tuple[int, int]
+) -> nn.Module:
+    return prepare(_architecture(model, shape), quantization)

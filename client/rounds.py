@@ -1,0 +1,297 @@
+"""What a device does for each stage of a federation: request in, reply out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from torch import Tensor, nn
+
+from client.coreset import Coreset
+from client.device import Device, float_model, quantized_model
+from client.selection import choose_coreset, needs_teacher_outputs
+from client.state import (
+    State,
+    TeacherStore,
+    load_coreset,
+    load_residual,
+    save_coreset,
+    save_residual,
+)
+from client.trainer import DivergedError, TrainingResult, TrainingTask, train
+from common.augmentation import augment_batch
+from common.config import Config
+from common.inference import predict_logits
+from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
+from common.models import load_state, model_state
+from common.qat import activation_step_names, calibrate, quantized_weights
+from common.seeding import numpy_generator, torch_generator
+from common.updates import decode_state, encode_codes, encode_delta, encode_float
+
+
+def float_round(
+    config: Config, device: Device, request: TrainRequest, records: RecordDict
+) -> Reply:
+    """A warm-up round: float training with the labels on all local images."""
+    model = float_model(config, device)
+    load_state(model, decode_state(request.model))
+    epochs = config.warmup.local_epochs
+    task = replace(
+        _task(config, request, epochs=epochs),
+        batch_size=config.warmup.batch_size,
+        learning_rate=config.warmup.learning_rate,
+        schedule="cosine",
+        loss="ce",
+        correction="none",
+    )
+    started = time.perf_counter()
+    everything = torch.arange(len(device.train))
+    generator = torch_generator(
+        config.run.seed, "train-float", request.round_index, device.partition_id
+    )
+    try:
+        result = train(model, None, device.dataset, device.train, everything, task, generator)
+    except DivergedError as error:
+        return _refusal(device, request, Status.DIVERGED, str(error))
+    return Reply(
+        partition_id=device.partition_id,
+        round_index=request.round_index,
+        update=encode_float(model_state(model), "float32", {"round": request.round_index}),
+        metrics=_metrics(result, len(device.train), time.perf_counter() - started),
+    )
+
+
+def calibration_round(
+    config: Config, device: Device, request: TrainRequest, records: RecordDict
+) -> Reply:
+    """Activation steps from the device's own images; only these entries are answered."""
+    model = quantized_model(config, device)
+    load_state(model, decode_state(request.model))
+    generator = torch_generator(config.run.seed, "calibrate", device.partition_id)
+    order = torch.randperm(len(device.train), generator=generator)
+    chosen = order.split(config.training.batch_size)[: config.quantization.calibration_batches]
+    inputs = (
+        augment_batch(
+            device.train.images, batch, device.dataset, generator=generator, augment=False
+        )
+        for batch in chosen
+    )
+    calibrate(model, inputs, config.quantization)
+    state = model_state(model)
+    steps = {name: state[name] for name in activation_step_names(model)}
+    return Reply(
+        partition_id=device.partition_id,
+        round_index=request.round_index,
+        update=encode_float(steps, "float32", {"round": request.round_index}),
+        metrics={NUM_EXAMPLES: len(device.train)},
+    )
+
+
+def quantized_round(
+    config: Config, device: Device, request: TrainRequest, records: RecordDict
+) -> Reply:
+    """A QuaRC round: coreset by relative entropy, quantization-aware epochs, packed update."""
+    teacher = _teacher(config, device, request)
+    if teacher is None:
+        return _refusal(device, request, Status.TEACHER_MISSING, "no teacher of this hash is kept")
+    base = decode_state(request.model)
+    student = quantized_model(config, device)
+    load_state(student, _start_state(config, base, load_residual(records)))
+    try:
+        outcome = _train_on_coresets(config, device, request, records, student, teacher)
+    except DivergedError as error:
+        return _refusal(device, request, Status.DIVERGED, str(error))
+    update, residual = _encode(config, device, request, student, base, load_residual(records))
+    save_residual(records, residual)
+    metrics = _metrics(outcome.result, outcome.coreset_size, outcome.train_seconds)
+    return Reply(
+        partition_id=device.partition_id,
+        round_index=request.round_index,
+        update=update,
+        teacher_hash=request.teacher_hash,
+        metrics={**metrics, "select-seconds": outcome.select_seconds},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    result: TrainingResult
+    coreset_size: int
+    select_seconds: float
+    train_seconds: float
+
+
+def _train_on_coresets(
+    config: Config,
+    device: Device,
+    request: TrainRequest,
+    records: RecordDict,
+    student: nn.Module,
+    teacher: nn.Module,
+) -> _Outcome:
+    """All local epochs; a new coreset is chosen whenever one is due, in mid-round as well."""
+    task = _task(config, request, epochs=config.training.local_epochs)
+    generator = torch_generator(
+        config.run.seed, "train-quantized", request.round_index, device.partition_id
+    )
+    coreset = load_coreset(records)
+    total = TrainingResult(loss_sum=0.0, num_seen=0, num_steps=0)
+    select_seconds = train_seconds = 0.0
+    epoch, last_epoch = task.first_epoch, task.first_epoch + task.num_epochs
+    while epoch < last_epoch:
+        started = time.perf_counter()
+        if coreset is None or coreset.is_due(epoch, config.coreset.interval):
+            coreset = _choose(config, device, request, student, teacher, epoch, task.total_epochs)
+            save_coreset(records, coreset)
+        selected = time.perf_counter()
+        until_next = coreset.epoch + config.coreset.interval - epoch
+        part = replace(task, first_epoch=epoch, num_epochs=min(until_next, last_epoch - epoch))
+        result = train(
+            student, teacher, device.dataset, device.train, coreset.indices, part, generator
+        )
+        total = total + result
+        epoch += part.num_epochs
+        select_seconds += selected - started
+        train_seconds += time.perf_counter() - selected
+    assert coreset is not None
+    return _Outcome(
+        result=total,
+        coreset_size=len(coreset.indices),
+        select_seconds=select_seconds,
+        train_seconds=train_seconds,
+    )
+
+
+def _choose(
+    config: Config,
+    device: Device,
+    request: TrainRequest,
+    student: nn.Module,
+    teacher: nn.Module,
+    epoch: int,
+    total_epochs: int,
+) -> Coreset:
+    images = device.train.images
+
+    def compute() -> Tensor:
+        return predict_logits(teacher, images, device.dataset).softmax(1)
+
+    outputs = None
+    if needs_teacher_outputs(config.coreset.selection):
+        outputs = TeacherStore().outputs(request.teacher_hash, images, compute)
+    return choose_coreset(
+        config.coreset,
+        device.train,
+        device.dataset,
+        student=student,
+        teacher_outputs=outputs,
+        epoch=epoch,
+        num_epochs=total_epochs,
+        generator=torch_generator(config.run.seed, "select", epoch, device.partition_id),
+    )
+
+
+def _teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module | None:
+    """The float teacher in eval mode; a payload in the request is kept for the rounds to come."""
+    store = TeacherStore()
+    if request.teacher:
+        state: State | None = decode_state(request.teacher)
+        assert state is not None
+        if store.keep(state) != request.teacher_hash:
+            raise ValueError("the teacher's payload does not have the announced hash")
+    else:
+        state = store.load(request.teacher_hash)
+    if state is None:
+        return None
+    teacher = float_model(config, device)
+    load_state(teacher, state)
+    return teacher.eval().requires_grad_(False)
+
+
+def _start_state(config: Config, base: State, residual: State) -> State:
+    """Where local training starts.
+
+    With codes, rounding to b bits loses nearly all of one round's change of the latent weights;
+    the device adds what its own last update lost (error feedback), so that change accumulates
+    until a code flips. With delta the loss is added to the next change instead.
+    """
+    if config.federation.update_format != "codes" or not config.federation.error_feedback:
+        return base
+    return {name: values + residual[name] if name in residual else values
+            for name, values in base.items()}
+
+
+def _encode(
+    config: Config,
+    device: Device,
+    request: TrainRequest,
+    student: nn.Module,
+    base: State,
+    residual: State,
+) -> tuple[bytes, State]:
+    """The update's payload and what it lost, to be fed back (empty without error feedback)."""
+    federation = config.federation
+    state = model_state(student)
+    metadata = {"round": request.round_index}
+    if federation.update_format == "codes":
+        weights = quantized_weights(student)
+        payload = encode_codes(state, weights, metadata)
+        lost = {name: state[name] - codes.dequantize() for name, codes in weights.items()}
+    elif federation.update_format == "delta":
+        generator = numpy_generator(
+            config.run.seed, "rounding", request.round_index, device.partition_id
+        )
+        payload, lost = encode_delta(
+            state,
+            base,
+            federation.delta_bits,
+            residual or None,
+            generator,
+            {**metadata, "base-hash": request.model_hash},
+        )
+    else:
+        payload, lost = encode_float(state, "float32", metadata), {}
+    return payload, lost if federation.error_feedback else {}
+
+
+def _task(config: Config, request: TrainRequest, *, epochs: int) -> TrainingTask:
+    training = config.training
+    return TrainingTask(
+        num_epochs=epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        step_learning_rate_scale=training.step_learning_rate_scale,
+        schedule=training.schedule,
+        loss=training.loss,
+        correction=training.correction,
+        beta=training.beta,
+        augment=config.data.augment,
+        first_epoch=request.round_index * epochs,
+        total_epochs=request.num_rounds * epochs,
+        proximal_mu=request.proximal_mu,
+    )
+
+
+def _metrics(result: TrainingResult, num_examples: int, seconds: float) -> dict[str, int | float]:
+    return {
+        NUM_EXAMPLES: num_examples,
+        "coreset-size": num_examples,
+        "train-loss": result.mean_loss,
+        "num-steps": result.num_steps,
+        "train-seconds": seconds,
+        "select-seconds": 0.0,
+    }
+
+
+def _refusal(device: Device, request: TrainRequest, status: Status, reason: str) -> Reply:
+    return Reply(
+        partition_id=device.partition_id,
+        round_index=request.round_index,
+        status=status,
+        reason=reason,
+    )

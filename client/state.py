@@ -1,0 +1,130 @@
+"""What a device keeps between messages.
+
+The teacher and its outputs are kept on disk by content hash: emulated devices on one machine share
+them, and they outlive a restart. Coreset and error feedback belong to one device in one run and
+live in Flower's Context.state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from client.coreset import Coreset
+from common.cache import cache_dir
+from common.checkpoints import content_hash
+
+State = dict[str, NDArray[np.float32]]
+
+KEPT_TEACHERS = 8
+"""Teachers kept on disk; the least recently used ones beyond that are removed."""
+
+CORESET = "coreset"
+RESIDUAL = "residual"
+
+
+class TeacherStore:
+    """Teachers and their outputs on this machine, by content hash."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or cache_dir()) / "teachers"
+
+    def load(self, teacher_hash: str) -> State | None:
+        """The kept teacher, or None when it is not here or damaged."""
+        path = self._folder(teacher_hash) / "teacher.safetensors"
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError):
+            return None
+        if content_hash(state) != teacher_hash:
+            return None
+        os.utime(path.parent)
+        return state
+
+    def keep(self, state: State) -> str:
+        """Keep a teacher; returns its hash."""
+        teacher_hash = content_hash(state)
+        path = self._folder(teacher_hash) / "teacher.safetensors"
+        _write_atomically(path, lambda target: save_file(state, target))
+        self._prune()
+        return teacher_hash
+
+    def outputs(self, teacher_hash: str, images: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """The teacher's outputs [n, classes] on ``images``, computed once and kept."""
+        digest = hashlib.blake2b(images.contiguous().numpy(), digest_size=16).hexdigest()
+        path = self._folder(teacher_hash) / f"outputs-{digest}.npy"
+        try:
+            return torch.from_numpy(np.load(path))
+        except (OSError, ValueError, EOFError):
+            outputs = compute()
+            _write_atomically(path, lambda target: _save_array(target, outputs.numpy()))
+            return outputs
+
+    def _folder(self, teacher_hash: str) -> Path:
+        if not teacher_hash.isalnum():
+            raise ValueError(f"teacher hash {teacher_hash!r}: expected hexadecimal digits")
+        return self.root / teacher_hash
+
+    def _prune(self) -> None:
+        folders = sorted(self.root.iterdir(), key=lambda folder: folder.stat().st_mtime)
+        for folder in folders[:-KEPT_TEACHERS]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save_array(path: Path, values: NDArray[np.float32]) -> None:
+    with path.open("wb") as file:
+        np.save(file, values)
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_coreset(records: RecordDict) -> Coreset | None:
+    """The coreset of the last selection in this run, if any."""
+    arrays = records.array_records.get(CORESET)
+    if arrays is None:
+        return None
+    epoch = records.config_records[CORESET + "-info"]["epoch"]
+    assert isinstance(epoch, int)
+    return Coreset(indices=torch.from_numpy(arrays["indices"].numpy()), epoch=epoch)
+
+
+def save_coreset(records: RecordDict, coreset: Coreset) -> None:
+    """Remember a coreset for the rounds to come."""
+    indices = Array.from_numpy_ndarray(coreset.indices.numpy())
+    records[CORESET] = ArrayRecord({"indices": indices})
+    records[CORESET + "-info"] = ConfigRecord({"epoch": coreset.epoch})
+
+
+def load_residual(records: RecordDict) -> State:
+    """What rounding lost in this device's last update; empty at first."""
+    arrays = records.array_records.get(RESIDUAL, ArrayRecord())
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def save_residual(records: RecordDict, residual: Mapping[str, NDArray[np.float32]]) -> None:
+    """Remember what rounding lost, for the next update (error feedback)."""
+    records[RESIDUAL] = ArrayRecord({
+        name: Array.from_numpy_ndarray(values) for name, values in residual.items()
+    })

@@ -1,0 +1,327 @@
+"""Every setting of a run: one frozen dataclass per section, read from a flat run config.
+
+A key is ``section.field-name``: ``quantization.weight-bits``. pyproject.toml lists them all with
+their defaults (a test keeps the two equal); scenarios override some of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.errors import UserError
+from common.settings import (
+    Scalar,
+    build_section,
+    check_section,
+    flatten,
+    refuse_unknown,
+    setting,
+)
+
+FLOAT_BITS = 32
+"""A bit-width of 32 means: not quantized."""
+
+BIT_CHOICES = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
+
+DATASETS = ("digits", "cifar10", "cifar100", "folder")
+PARTITIONS = ("iid", "dirichlet", "pathological", "shard", "quantity")
+MODELS = (
+    "resnet8",
+    "resnet20",
+    "resnet32",
+    "resnet56",
+    "resnet18-cifar",
+    "resnet18",
+    "mobilenetv2-cifar",
+    "mobilenetv2",
+)
+SELECTIONS = ("quarc", "res", "acs", "evs", "ds", "el2n", "entropy", "random", "full")
+CORRECTIONS = ("none", "mse", "clc-channel", "clc-pooled", "clc-flat", "clc-spatial")
+STRATEGIES = (
+    "fedavg",
+    "fedavgm",
+    "fedprox",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "bulyan",
+    "qfedavg",
+)
+
+
+class Section:
+    """A section checks its own values when it is made."""
+
+    def __post_init__(self) -> None:
+        check_section(self, SECTION_NAMES[type(self)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """What concerns the run as a whole."""
+
+    seed: int = setting(0, minimum=0, maximum=2**31 - 1)
+    """The one seed that everything random derives from."""
+    threads: int = setting(1, minimum=1, maximum=256)
+    """Torch threads of one client; results are bit-identical only for the same number."""
+    out: str = setting("")
+    """The run folder; empty: runs/<dataset>-<model>-<time>."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Which images there are and which device holds which."""
+
+    dataset: str = setting("digits", choices=DATASETS)
+    """The image source."""
+    root: str = setting("")
+    """Where the images are; empty: FEDQUARC_DATA, else downloaded."""
+    image_size: int = setting(0, minimum=0, maximum=512)
+    """Side in pixels that a folder's images are resized to; 0: as they are."""
+    num_devices: int = setting(10, minimum=1, maximum=1_000_000)
+    """Devices that the training images are split over."""
+    partition: str = setting("dirichlet", choices=PARTITIONS)
+    """How labels are distributed over devices."""
+    alpha: float = setting(0.5, above=0.0)
+    """Dirichlet concentration; smaller is more skewed."""
+    classes_per_device: int = setting(2, minimum=1)
+    """Classes of one device in the pathological split."""
+    shards_per_device: int = setting(2, minimum=1)
+    """Shards of one device in the shard split."""
+    min_samples: int = setting(10, minimum=1)
+    """Fewest images that a device may hold."""
+    holdout_fraction: float = setting(0.1, minimum=0.0, maximum=0.9)
+    """Share of a device's images kept for its own evaluation."""
+    augment: bool = setting(True)
+    """Random crop and, where the data set allows it, flip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """The network and its full-precision teacher."""
+
+    name: str = setting("resnet8", choices=MODELS)
+    """The architecture."""
+    teacher: str = setting("")
+    """Checkpoint of the float model: a path, "shipped", or empty: from float warm-up rounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationConfig(Section):
+    """How weights and activations are quantized."""
+
+    weight_bits: int = setting(2, choices=BIT_CHOICES)
+    """Bits of a weight; 32: float, the control."""
+    activation_bits: int = setting(FLOAT_BITS, choices=BIT_CHOICES)
+    """Bits of an activation; 32: float."""
+    edge_bits: int = setting(8, choices=BIT_CHOICES)
+    """Bits of the first convolution's and the last linear layer's weights (and activations, if any)."""
+    quantizer: str = setting("lsq", choices=("lsq", "lsq+"))
+    """LSQ, or LSQ+: a learned offset for activations and a statistics-based initial step."""
+    granularity: str = setting("tensor", choices=("tensor", "channel"))
+    """One weight step per tensor or per output channel."""
+    step_init: str = setting("mse", choices=("lsq", "mse"))
+    """Initial weight step: LSQ's 2 mean|w| / sqrt(Q_P), or the one of least squared error."""
+    calibration_batches: int = setting(4, minimum=1, maximum=1000)
+    """Batches that activation steps are initialised from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoresetConfig(Section):
+    """Which of its images a device trains on."""
+
+    selection: str = setting("quarc", choices=SELECTIONS)
+    """Score that ranks the images, or random, or full."""
+    fraction: float = setting(0.1, above=0.0, maximum=1.0)
+    """Share of the device's images that is kept (full ignores it)."""
+    balanced: bool = setting(True)
+    """The same share of every class, at least one image each; false: the best overall."""
+    interval: int = setting(5, minimum=1)
+    """Epochs between two selections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Section):
+    """One device's quantization-aware training."""
+
+    local_epochs: int = setting(1, minimum=1, maximum=1000)
+    """Epochs over the coreset in a round."""
+    batch_size: int = setting(32, minimum=1, maximum=65536)
+    """Images per step."""
+    learning_rate: float = setting(0.01, above=0.0)
+    """Weights' learning rate at the start; it falls over the whole federation."""
+    momentum: float = setting(0.9, minimum=0.0, maximum=0.999)
+    """Nesterov momentum."""
+    weight_decay: float = setting(5e-4, minimum=0.0)
+    """Decay of weights; none on steps, biases and batch normalisation."""
+    step_learning_rate_scale: float = setting(0.1, above=0.0)
+    """Learning rate of the quantizer steps, relative to the weights'."""
+    schedule: str = setting("cosine", choices=("cosine", "linear", "constant"))
+    """How the learning rate falls to zero over all rounds."""
+    loss: str = setting("kd", choices=("kd", "ce"))
+    """Distillation from the teacher, or cross-entropy with the labels (control)."""
+    correction: str = setting("none", choices=CORRECTIONS)
+    """Cascaded layer correction's form; mse: squared error, a control."""
+    beta: float = setting(1.0, minimum=0.0)
+    """Weight of the correction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig(Section):
+    """Float rounds that make a teacher where no checkpoint is given."""
+
+    num_rounds: int = setting(5, minimum=0)
+    """Rounds of FedAvg in float32 on all local images (ignored with a checkpoint)."""
+    local_epochs: int = setting(2, minimum=1)
+    """Epochs in a warm-up round."""
+    learning_rate: float = setting(0.1, above=0.0)
+    """Learning rate at the start of the warm-up."""
+    batch_size: int = setting(32, minimum=1, maximum=65536)
+    """Images per warm-up step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationConfig(Section):
+    """Rounds, participation and what travels."""
+
+    num_rounds: int = setting(10, minimum=1)
+    """Quantization-aware rounds."""
+    fraction: float = setting(1.0, above=0.0, maximum=1.0)
+    """Share of the devices that is asked in a round."""
+    min_devices: int = setting(2, minimum=1)
+    """Fewest devices that must be there, and fewest good replies that make a round."""
+    update_format: str = setting("codes", choices=("codes", "delta", "float32"))
+    """What a device answers: its low-bit model, a quantized change, or float32 values."""
+    delta_bits: int = setting(4, choices=(2, 3, 4, 5, 6, 7, 8))
+    """Bits of a quantized change."""
+    error_feedback: bool = setting(True)
+    """A device adds what rounding lost to its next update (delta) or latent weights (codes)."""
+    downlink_format: str = setting("float32", choices=("float32", "float16", "int8"))
+    """How the global model travels to the devices."""
+    round_timeout: float = setting(600.0, above=0.0)
+    """Seconds that a round waits for replies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyConfig(Section):
+    """How updates become one model; a parameter that the strategy does not have is ignored."""
+
+    name: str = setting("fedavg", choices=STRATEGIES)
+    """Flower's strategy that the decoded updates are handed to."""
+    server_learning_rate: float = setting(1.0, above=0.0)
+    """fedavgm; also fedadam, fedyogi and fedadagrad (eta), where 0.01 is a usual value."""
+    server_momentum: float = setting(0.9, minimum=0.0, maximum=0.999)
+    """fedavgm."""
+    beta_1: float = setting(0.9, minimum=0.0, maximum=0.9999)
+    """fedadam, fedyogi: decay of the first moment."""
+    beta_2: float = setting(0.99, minimum=0.0, maximum=0.9999)
+    """fedadam, fedyogi: decay of the second moment."""
+    tau: float = setting(1e-3, above=0.0)
+    """fedadam, fedyogi, fedadagrad: degree of adaptability."""
+    proximal_mu: float = setting(0.01, minimum=0.0)
+    """fedprox: weight of the proximal term."""
+    trim_fraction: float = setting(0.2, minimum=0.0, maximum=0.49)
+    """fedtrimmedavg: share cut off at each end."""
+    num_malicious: int = setting(0, minimum=0)
+    """krum, multikrum, bulyan: devices assumed hostile."""
+    num_to_select: int = setting(5, minimum=1)
+    """multikrum: updates that are averaged."""
+    fairness_q: float = setting(0.1, minimum=0.0)
+    """qfedavg: 0 is plain averaging, larger is fairer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Section):
+    """When and how models are measured."""
+
+    interval: int = setting(1, minimum=1)
+    """Rounds between two evaluations on the server's test images (the last is always)."""
+    device_interval: int = setting(5, minimum=0)
+    """Rounds between two evaluations on the devices' own held-out images; 0: never."""
+    batch_size: int = setting(128, minimum=1, maximum=65536)
+    """Images per evaluation step."""
+    threads: int = setting(2, minimum=1, maximum=256)
+    """Torch threads of the server's evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All sections of one run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    coreset: CoresetConfig = field(default_factory=CoresetConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        """Check what one section alone cannot know.
+
+        Raises:
+            UserError: naming the keys that contradict each other.
+        """
+        if self.federation.min_devices > self.data.num_devices:
+            raise UserError(
+                f"federation.min-devices = {self.federation.min_devices}: expected at most "
+                f"data.num-devices = {self.data.num_devices}"
+            )
+        if not self.model.teacher and self.warmup.num_rounds == 0:
+            raise UserError(
+                "warmup.num-rounds = 0: expected at least 1 when model.teacher is empty "
+                "(the float model has to come from somewhere)"
+            )
+        is_float = self.quantization.weight_bits == FLOAT_BITS
+        if is_float and self.federation.update_format == "codes":
+            raise UserError(
+                "federation.update-format = 'codes': expected 'delta' or 'float32' with "
+                "quantization.weight-bits = 32 (a float model has no codes)"
+            )
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Scalar]) -> Config:
+        """A configuration from flat ``section.key`` entries; absent keys keep their defaults.
+
+        Raises:
+            UserError: for an unknown key, a wrong type or a value out of range, naming it.
+        """
+        refuse_unknown(flat, DEFAULT_KEYS)
+        sections: dict[str, Any] = {
+            name: build_section(section_type, name, flat)
+            for name, section_type in SECTION_TYPES.items()
+        }
+        return cls(**sections)
+
+    def to_flat(self) -> dict[str, Scalar]:
+        """The flat ``section.key`` entries of every setting."""
+        flat: dict[str, Scalar] = {}
+        for section in dataclasses.fields(self):
+            flat.update(flatten(getattr(self, section.name), section.name))
+        return flat
+
+
+SECTION_TYPES: dict[str, type[Section]] = {
+    "run": RunConfig,
+    "data": DataConfig,
+    "model": ModelConfig,
+    "quantization": QuantizationConfig,
+    "coreset": CoresetConfig,
+    "training": TrainingConfig,
+    "warmup": WarmupConfig,
+    "federation": FederationConfig,
+    "strategy": StrategyConfig,
+    "evaluation": EvaluationConfig,
+}
+SECTION_NAMES = {section_type: name for name, section_type in SECTION_TYPES.items()}
+DEFAULT_KEYS = frozenset(Config().to_flat())

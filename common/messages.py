@@ -1,0 +1,208 @@
+"""What travels between server and device: record keys and typed requests and replies.
+
+The only module of common/ that knows Flower. Every message carries at most one ConfigRecord
+("request" or "reply"), the packed payloads in it as bytes (or, above Flower's chunk size, as one
+uint8 Array), and, in replies, one MetricRecord.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+REQUEST = "request"
+REPLY = "reply"
+METRICS = "metrics"
+PAYLOADS = "payloads"
+
+NUM_EXAMPLES = "num-examples"
+"""Weight of a reply: the images that it was trained or evaluated on."""
+
+INLINE_BYTES = 4 * 1024 * 1024
+"""Bytes in a ConfigRecord travel in one piece; larger payloads go into an Array, in chunks."""
+
+ScalarMetric = int | float
+
+
+class Stage(StrEnum):
+    """What a train request asks for."""
+
+    FLOAT = "float"
+    """Float training on all local images: a warm-up round."""
+    CALIBRATION = "calibration"
+    """Activation steps from local images, no training."""
+    QUANTIZED = "quantized"
+    """Quantization-aware training on the coreset."""
+
+
+class Status(StrEnum):
+    """What came of a request on the device."""
+
+    OK = "ok"
+    TEACHER_MISSING = "teacher-missing"
+    DIVERGED = "diverged"
+    NO_DATA = "no-data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """One round's task for one device."""
+
+    stage: Stage
+    round_index: int
+    """Index of the round within its stage, from 0."""
+    num_rounds: int
+    """Rounds of the stage: the schedules span them all."""
+    model: bytes
+    """Payload of the global model (wire format)."""
+    model_hash: str
+    """Digest of ``model``: what a delta is relative to."""
+    teacher_hash: str = ""
+    """Content hash of the teacher; empty in the float stage."""
+    teacher: bytes = b""
+    """Payload of the teacher; empty when the device should have it."""
+    proximal_mu: float = 0.0
+    """Weight of FedProx's proximal term."""
+
+    def to_record(self) -> RecordDict:
+        """The request as Flower records."""
+        fields = {
+            "stage": self.stage.value,
+            "round-index": self.round_index,
+            "num-rounds": self.num_rounds,
+            "model-hash": self.model_hash,
+            "teacher-hash": self.teacher_hash,
+            "proximal-mu": self.proximal_mu,
+        }
+        return _pack(REQUEST, fields, {"model": self.model, "teacher": self.teacher})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> TrainRequest:
+        """The request that ``to_record`` made."""
+        fields, payloads = _unpack(record, REQUEST)
+        return cls(
+            stage=Stage(str(fields["stage"])),
+            round_index=int(fields["round-index"]),  # type: ignore[arg-type]
+            num_rounds=int(fields["num-rounds"]),  # type: ignore[arg-type]
+            model=payloads.get("model", b""),
+            model_hash=str(fields["model-hash"]),
+            teacher_hash=str(fields["teacher-hash"]),
+            teacher=payloads.get("teacher", b""),
+            proximal_mu=float(fields["proximal-mu"]),  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """A model to be measured on the device's own held-out images."""
+
+    stage: Stage
+    round_index: int
+    model: bytes
+
+    def to_record(self) -> RecordDict:
+        """The request as Flower records."""
+        fields = {"stage": self.stage.value, "round-index": self.round_index}
+        return _pack(REQUEST, fields, {"model": self.model})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> EvaluateRequest:
+        """The request that ``to_record`` made."""
+        fields, payloads = _unpack(record, REQUEST)
+        return cls(
+            stage=Stage(str(fields["stage"])),
+            round_index=int(fields["round-index"]),  # type: ignore[arg-type]
+            model=payloads.get("model", b""),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A device's answer to a train, evaluate or query request."""
+
+    partition_id: int
+    status: Status = Status.OK
+    reason: str = ""
+    """Why the status is not OK, in words."""
+    round_index: int = -1
+    update: bytes = b""
+    """Payload of the update (train)."""
+    teacher_hash: str = ""
+    """The teacher that the device holds."""
+    metrics: Mapping[str, ScalarMetric] = field(default_factory=dict)
+    """Figures of the round; ``num-examples`` is always among them."""
+
+    def to_record(self) -> RecordDict:
+        """The reply as Flower records."""
+        fields = {
+            "partition-id": self.partition_id,
+            "status": self.status.value,
+            "reason": self.reason,
+            "round-index": self.round_index,
+            "teacher-hash": self.teacher_hash,
+        }
+        record = _pack(REPLY, fields, {"update": self.update})
+        record[METRICS] = MetricRecord({NUM_EXAMPLES: 0, **self.metrics})
+        return record
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Reply:
+        """The reply that ``to_record`` made.
+
+        Raises:
+            ValueError: if a field is missing or of the wrong type.
+        """
+        try:
+            fields, payloads = _unpack(record, REPLY)
+            metrics = {
+                name: value
+                for name, value in record.metric_records[METRICS].items()
+                if isinstance(value, int | float)
+            }
+            return cls(
+                partition_id=int(fields["partition-id"]),  # type: ignore[arg-type]
+                status=Status(str(fields["status"])),
+                reason=str(fields["reason"]),
+                round_index=int(fields["round-index"]),  # type: ignore[arg-type]
+                update=payloads.get("update", b""),
+                teacher_hash=str(fields["teacher-hash"]),
+                metrics=metrics,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"malformed reply: {error!r}") from error
+
+
+def message_bytes(message: Message) -> int:
+    """Size in bytes of a message's content as it is serialized for sending."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    nested = get_all_nested_objects(message.content)
+    return sum(len(part.deflate()) for part in nested.values())
+
+
+def _pack(name: str, fields: Mapping[str, object], payloads: Mapping[str, bytes]) -> RecordDict:
+    config = ConfigRecord(dict(fields))  # type: ignore[arg-type]
+    arrays = ArrayRecord()
+    for key, payload in payloads.items():
+        if not payload:
+            continue
+        if len(payload) <= INLINE_BYTES:
+            config[key] = payload
+        else:
+            arrays[key] = Array.from_numpy_ndarray(np.frombuffer(payload, dtype=np.uint8))
+    record = RecordDict({name: config})
+    if arrays:
+        record[PAYLOADS] = arrays
+    return record
+
+
+def _unpack(record: RecordDict, name: str) -> tuple[ConfigRecord, dict[str, bytes]]:
+    config = record.config_records[name]
+    payloads = {key: value for key, value in config.items() if isinstance(value, bytes)}
+    for key, array in record.array_records.get(PAYLOADS, ArrayRecord()).items():
+        payloads[key] = array.numpy().tobytes()
+    return config, payloads

@@ -1,0 +1,169 @@
+"""Uniform quantization with a learned step: pure functions on tensors.
+
+LSQ (Esser et al., "Learned Step Size Quantization", ICLR 2020) and LSQ+ (Bhalgat et al., CVPRW
+2020). A value v becomes the integer code clamp(round((v - offset) / step), Q_N, Q_P), and
+dequantizes to step * code + offset. The fake-quantized value of training is exactly what the
+integer code dequantizes to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_BITS = 2
+MAX_BITS = 8
+SMALLEST_STEP = 1e-8
+"""Steps are kept above this: a step of zero divides by zero, a negative one flips the codes."""
+
+STEP_CANDIDATES = 64
+
+
+def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
+    """The smallest and largest code, (Q_N, Q_P).
+
+    Signed: (-2^(b-1), 2^(b-1) - 1), two bits give (-2, 1). Unsigned: (0, 2^b - 1).
+
+    Raises:
+        ValueError: if ``bits`` is outside 2-8.
+    """
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits = {bits}: expected {MIN_BITS} to {MAX_BITS}")
+    if signed:
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1
+
+
+def quantize(
+    values: Tensor, step: Tensor, q_n: int, q_p: int, offset: Tensor | None = None
+) -> Tensor:
+    """Codes of ``values`` as a float tensor of integers, clamp(round((v - offset) / step)).
+
+    Args:
+        values: any shape.
+        step: broadcastable to ``values``, > 0.
+        q_n: smallest code.
+        q_p: largest code.
+        offset: broadcastable to ``values``; absent: 0 (LSQ).
+    """
+    shifted = values / step if offset is None else (values - offset).div_(step)
+    return shifted.clamp_(q_n, q_p).round_()
+
+
+def dequantize(codes: Tensor, step: Tensor, offset: Tensor | None = None) -> Tensor:
+    """step * code (+ offset), float32."""
+    values = codes.to(step.dtype) * step
+    return values if offset is None else values.add_(offset)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize and dequantize with LSQ's gradients (ICLR 2020, equations 3 and 5).
+
+    With u = (v - offset) / step: inside the range dv is passed through, the step's gradient is
+    round(u) - u and the offset's is 0; outside they are 0, Q_N or Q_P, and 1 (LSQ+, eq. 5). Only
+    the input is saved (an activation is kept alive by its producer anyway); u is computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        step: Tensor,
+        offset: Tensor | None,
+        q_n: int,
+        q_p: int,
+        gradient_scale: float,
+    ) -> Tensor:
+        ctx.save_for_backward(values, step, offset)
+        ctx.range = (q_n, q_p)
+        ctx.gradient_scale = gradient_scale
+        codes = quantize(values, step, q_n, q_p, offset).mul_(step)
+        return codes if offset is None else codes.add_(offset)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        values, step, offset = ctx.saved_tensors
+        q_n, q_p = ctx.range
+        scaled = values / step if offset is None else (values - offset).div_(step)
+        inside = (scaled >= q_n) & (scaled <= q_p)
+        values_gradient = gradient * inside
+        # Inside: round(u) - u. Outside: the clamped code, since u is zeroed there by the mask.
+        rounding_error = scaled.clamp(q_n, q_p).round_().sub_(scaled.mul_(inside))
+        step_gradient = _sum_to(rounding_error.mul_(gradient), step).mul_(ctx.gradient_scale)
+        offset_gradient = None
+        if offset is not None:
+            outside = (gradient - values_gradient).mul_(ctx.gradient_scale)
+            offset_gradient = _sum_to(outside, offset)
+        return values_gradient, step_gradient, offset_gradient, None, None, None
+
+
+def fake_quantize(
+    values: Tensor,
+    step: Tensor,
+    q_n: int,
+    q_p: int,
+    *,
+    offset: Tensor | None = None,
+    gradient_scale: float = 1.0,
+) -> Tensor:
+    """Quantize and dequantize ``values``, differentiable in values, step and offset.
+
+    Args:
+        values: any shape.
+        step: broadcastable to ``values``, > 0.
+        q_n: smallest code.
+        q_p: largest code.
+        offset: broadcastable to ``values``; absent: 0 (LSQ).
+        gradient_scale: factor on the step's and the offset's gradient, see
+            :func:`step_gradient_scale`.
+    """
+    return _FakeQuantize.apply(values, step, offset, q_n, q_p, gradient_scale)  # type: ignore[no-untyped-call]
+
+
+def step_gradient_scale(num_values: int, q_p: int) -> float:
+    """LSQ's gradient scale 1 / sqrt(N Q_P) (section 2.2), N values sharing one step."""
+    return 1.0 / math.sqrt(num_values * q_p)
+
+
+def lsq_step(values: Tensor, q_p: int, *, per_channel: bool = False) -> Tensor:
+    """LSQ's initial step 2 mean|v| / sqrt(Q_P): shape () or, per channel, [channels, 1, ...]."""
+    magnitude = values.abs()
+    mean = magnitude.flatten(1).mean(1) if per_channel else magnitude.mean()
+    step = (2.0 * mean / math.sqrt(q_p)).clamp_min(SMALLEST_STEP)
+    return _per_channel_shape(step, values) if per_channel else step
+
+
+def least_squares_step(
+    values: Tensor, q_n: int, q_p: int, *, per_channel: bool = False
+) -> Tensor:
+    """The step of least squared quantization error among candidates max|v| k / (64 |Q|).
+
+    Starting closer to the float weights than LSQ's rule saves training where there is little of
+    it; |Q| is the larger magnitude of Q_N and Q_P.
+    """
+    rows = values.flatten(1) if per_channel else values.reshape(1, -1)
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(SMALLEST_STEP)
+    # A coarse range may clip: at 2 bits the best step is larger than max|v| / |Q|.
+    widest = largest / max(1, min(abs(q_n) or q_p, q_p))
+    best_step = widest.clone()
+    best_error = torch.full_like(best_step, math.inf)
+    for candidate in range(1, STEP_CANDIDATES + 1):
+        step = widest * (candidate / STEP_CANDIDATES)
+        error = quantize(rows, step, q_n, q_p).mul_(step).sub_(rows).square_().sum(1, keepdim=True)
+        better = error < best_error
+        best_step = torch.where(better, step, best_step)
+        best_error = torch.where(better, error, best_error)
+    best_step = best_step.clamp_min(SMALLEST_STEP)
+    return _per_channel_shape(best_step, values) if per_channel else best_step.reshape(())
+
+
+def _per_channel_shape(step: Tensor, values: Tensor) -> Tensor:
+    return step.reshape(-1, *([1] * (values.dim() - 1)))
+
+
+def _sum_to(gradient: Tensor, parameter: Tensor) -> Tensor:
+    return gradient.sum() if parameter.dim() == 0 else gradient.sum_to_size(parameter.shape)

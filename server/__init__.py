@@ -1,0 +1,1 @@
+"""The server side: strategy, aggregation, evaluation, the ServerApp."""

@@ -1,0 +1,1 @@
+"""The harness: scenarios, engines, runner, reports and plots."""
