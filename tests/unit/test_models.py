@@ -154,7 +154,7 @@ def test_the_global_generator_is_untouched(name: str) -> None:
 
 
 def test_distribution_of_fresh_weights() -> None:
-    """Kaiming fan-out of 3x3 from 32 to 64 channels: std = sqrt(2 / (64 * 9)); fan-in: sqrt(2 / 288).
+    """Kaiming fan-out, 3x3 from 32 to 64 channels: std = sqrt(2 / 576); fan-in would be 2 / 288.
 
     Of 18,432 draws the sample std has a standard error of std / sqrt(2 * 18,432) = 0.52 %, so
     3 % is nearly six of them. The linear layer has 64 inputs: |w| <= 1 / 8; of 6,400 draws the
