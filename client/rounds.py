@@ -99,7 +99,7 @@ def quantized_round(
         return _refusal(device, request, Status.TEACHER_MISSING, "no teacher of this hash is kept")
     base = decode_state(request.model)
     student = quantized_model(config, device)
-    load_state(student, _start_state(config, base, load_residual(records)))
+    load_state(student, base)
     try:
         outcome = _train_on_coresets(config, device, request, records, student, teacher)
     except DivergedError as error:
@@ -211,19 +211,6 @@ def _teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module
     return teacher.eval().requires_grad_(False)
 
 
-def _start_state(config: Config, base: State, residual: State) -> State:
-    """Where local training starts.
-
-    With codes, rounding to b bits loses nearly all of one round's change of the latent weights;
-    the device adds what its own last update lost (error feedback), so that change accumulates
-    until a code flips. With delta the loss is added to the next change instead.
-    """
-    if config.federation.update_format != "codes" or not config.federation.error_feedback:
-        return base
-    return {name: values + residual[name] if name in residual else values
-            for name, values in base.items()}
-
-
 def _encode(
     config: Config,
     device: Device,
@@ -238,8 +225,7 @@ def _encode(
     metadata = {"round": request.round_index}
     if federation.update_format == "codes":
         weights = quantized_weights(student)
-        payload = encode_codes(state, weights, metadata)
-        lost = {name: state[name] - codes.dequantize() for name, codes in weights.items()}
+        payload, lost = encode_codes(state, weights, metadata), {}
     elif federation.update_format == "delta":
         generator = numpy_generator(
             config.run.seed, "rounding", request.round_index, device.partition_id

@@ -197,12 +197,12 @@ class FederationConfig(Section):
     """Share of the devices that is asked in a round."""
     min_devices: int = setting(2, minimum=1)
     """Fewest devices that must be there, and fewest good replies that make a round."""
-    update_format: str = setting("codes", choices=("codes", "delta", "float32"))
+    update_format: str = setting("delta", choices=("codes", "delta", "float32"))
     """What a device answers: its low-bit model, a quantized change, or float32 values."""
     delta_bits: int = setting(4, choices=(2, 3, 4, 5, 6, 7, 8))
     """Bits of a quantized change."""
     error_feedback: bool = setting(True)
-    """A device adds what rounding lost to its next update (delta) or latent weights (codes)."""
+    """Delta: a device adds what rounding lost to its next update."""
     downlink_format: str = setting("float32", choices=("float32", "float16", "int8"))
     """How the global model travels to the devices."""
     round_timeout: float = setting(600.0, above=0.0)
