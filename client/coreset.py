@@ -2,7 +2,8 @@
 
 RES is the relative entropy score of QuaRC (arXiv 2507.17768); EVS, DS and ACS are those of
 Huang et al. (TMLR 2024, arXiv 2306.07215). All take probabilities [n, classes] and give [n];
-the highest score is chosen first.
+the highest score is chosen first. Selections that do not simply take the highest scores are in
+`client.sampling`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ TEACHER_FREE = frozenset({"random", "full", "evs", "entropy"})
 
 MODEL_FREE = frozenset({"random", "full"})
 """Selections that need no model at all."""
+
+STUDENT_FREE = MODEL_FREE | {"el2n"}
+"""Selections that need no outputs of the quantized model."""
 
 
 def relative_entropy_score(p_quantized: Tensor, p_float: Tensor) -> Tensor:
@@ -109,16 +113,43 @@ def select_top(scores: Tensor, labels: Tensor, fraction: float, *, balanced: boo
     Balanced: round(fraction n_c) of every class c, at least one of each that is present.
     Unbalanced: the round(fraction n) best of all, at least one.
     """
+    groups = balance_groups(labels, balanced=balanced)
+    return top_of_groups(scores, groups, group_quotas(groups, fraction))
+
+
+def balance_groups(labels: Tensor, *, balanced: bool) -> Tensor:
+    """Groups [n] that are each chosen from by themselves: the classes, or all images as one."""
+    return labels if balanced else torch.zeros_like(labels)
+
+
+def group_quotas(groups: Tensor, fraction: float) -> Tensor:
+    """How many to choose of every group, int64 [groups]: round(fraction n_g), at least one.
+
+    A group without images has a quota of one as well, which nothing can use up.
+    """
+    return (groups.bincount().double() * fraction).round_().clamp_min_(1).long()
+
+
+def top_of_groups(scores: Tensor, groups: Tensor, quotas: Tensor) -> Tensor:
+    """Indices [k] of the ``quotas[g]`` highest scores of every group g, sorted ascending.
+
+    Args:
+        scores: [n].
+        groups: int64 [n], from 0.
+        quotas: int64 [groups].
+    """
+    return (ranks_in_groups(scores, groups) < quotas[groups]).nonzero().squeeze(1)
+
+
+def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
+    """Place [n] of every sample among its group: 0 is the highest score, ties by index."""
     order = scores.argsort(descending=True, stable=True)
-    if not balanced:
-        return order[: max(1, round(fraction * len(scores)))].sort().values
-    by_class = order[labels[order].argsort(stable=True)]
-    counts = labels.bincount()
-    quotas = (counts * fraction).round().clamp_min_(1).long()
+    by_group = order[groups[order].argsort(stable=True)]
+    counts = groups.bincount()
     starts = counts.cumsum(0) - counts
-    classes = labels[by_class]
-    rank_in_class = torch.arange(len(by_class)) - starts[classes]
-    return by_class[rank_in_class < quotas[classes]].sort().values
+    ranks = torch.empty_like(by_group)
+    ranks[by_group] = torch.arange(len(by_group)) - starts[groups[by_group]]
+    return ranks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from flwr.app import RecordDict
 from torch import Tensor, nn
 
-from client.coreset import Coreset
 from client.device import Device, float_model, quantized_model
-from client.selection import choose_coreset, needs_teacher_outputs
+from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
 from client.state import (
     State,
     TeacherStore,
@@ -22,12 +20,11 @@ from client.state import (
     save_residual,
 )
 from client.trainer import DivergedError, TrainingResult, TrainingTask, train
-from common.augmentation import augment_batch
 from common.config import Config
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
 from common.models import load_state, model_state
-from common.qat import activation_step_names, calibrate, quantized_weights
+from common.qat import activation_step_names, quantized_weights
 from common.seeding import numpy_generator, torch_generator
 from common.updates import decode_state, encode_codes, encode_delta, encode_float
 
@@ -71,15 +68,7 @@ def calibration_round(
     model = quantized_model(config, device)
     load_state(model, decode_state(request.model))
     generator = torch_generator(config.run.seed, "calibrate", device.partition_id)
-    order = torch.randperm(len(device.train), generator=generator)
-    chosen = order.split(config.training.batch_size)[: config.quantization.calibration_batches]
-    inputs = (
-        augment_batch(
-            device.train.images, batch, device.dataset, generator=generator, augment=False
-        )
-        for batch in chosen
-    )
-    calibrate(model, inputs, config.quantization)
+    calibrate_steps(model, config, device.train, device.dataset, generator)
     state = model_state(model)
     steps = {name: state[name] for name in activation_step_names(model)}
     return Reply(
@@ -106,7 +95,8 @@ def quantized_round(
         return _refusal(device, request, Status.DIVERGED, str(error))
     update, residual = _encode(config, device, request, student, base, load_residual(records))
     save_residual(records, residual)
-    metrics = _metrics(outcome.result, outcome.coreset_size, outcome.train_seconds)
+    coreset_size = len(outcome.coreset.indices)
+    metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
     return Reply(
         partition_id=device.partition_id,
         round_index=request.round_index,
@@ -116,14 +106,6 @@ def quantized_round(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    result: TrainingResult
-    coreset_size: int
-    select_seconds: float
-    train_seconds: float
-
-
 def _train_on_coresets(
     config: Config,
     device: Device,
@@ -131,66 +113,32 @@ def _train_on_coresets(
     records: RecordDict,
     student: nn.Module,
     teacher: nn.Module,
-) -> _Outcome:
-    """All local epochs; a new coreset is chosen whenever one is due, in mid-round as well."""
-    task = _task(config, request, epochs=config.training.local_epochs)
-    generator = torch_generator(
-        config.run.seed, "train-quantized", request.round_index, device.partition_id
-    )
-    coreset = load_coreset(records)
-    total = TrainingResult(loss_sum=0.0, num_seen=0, num_steps=0)
-    select_seconds = train_seconds = 0.0
-    epoch, last_epoch = task.first_epoch, task.first_epoch + task.num_epochs
-    while epoch < last_epoch:
-        started = time.perf_counter()
-        if coreset is None or coreset.is_due(epoch, config.coreset.interval):
-            coreset = _choose(config, device, request, student, teacher, epoch, task.total_epochs)
-            save_coreset(records, coreset)
-        selected = time.perf_counter()
-        until_next = coreset.epoch + config.coreset.interval - epoch
-        part = replace(task, first_epoch=epoch, num_epochs=min(until_next, last_epoch - epoch))
-        result = train(
-            student, teacher, device.dataset, device.train, coreset.indices, part, generator
-        )
-        total = total + result
-        epoch += part.num_epochs
-        select_seconds += selected - started
-        train_seconds += time.perf_counter() - selected
-    assert coreset is not None
-    return _Outcome(
-        result=total,
-        coreset_size=len(coreset.indices),
-        select_seconds=select_seconds,
-        train_seconds=train_seconds,
-    )
-
-
-def _choose(
-    config: Config,
-    device: Device,
-    request: TrainRequest,
-    student: nn.Module,
-    teacher: nn.Module,
-    epoch: int,
-    total_epochs: int,
-) -> Coreset:
+) -> QuarcResult:
+    """All local epochs; the coreset outlives the round."""
+    seed, partition_id = config.run.seed, device.partition_id
     images = device.train.images
 
-    def compute() -> Tensor:
-        return predict_logits(teacher, images, device.dataset).softmax(1)
+    def teacher_outputs(candidates: Tensor | None) -> Tensor:
+        def compute() -> Tensor:
+            return predict_logits(teacher, images, device.dataset, indices=candidates).softmax(1)
 
-    outputs = None
-    if needs_teacher_outputs(config.coreset.selection):
-        outputs = TeacherStore().outputs(request.teacher_hash, images, compute)
-    return choose_coreset(
+        # A pool is drawn anew for every selection: keeping its outputs would serve nobody.
+        if candidates is not None:
+            return compute()
+        return TeacherStore().outputs(request.teacher_hash, images, compute)
+
+    return train_on_coresets(
         config.coreset,
+        _task(config, request, epochs=config.training.local_epochs),
         device.train,
         device.dataset,
         student=student,
-        teacher_outputs=outputs,
-        epoch=epoch,
-        num_epochs=total_epochs,
-        generator=torch_generator(config.run.seed, "select", epoch, device.partition_id),
+        teacher=teacher,
+        teacher_outputs=teacher_outputs,
+        coreset=load_coreset(records),
+        generator=torch_generator(seed, "train-quantized", request.round_index, partition_id),
+        selection_generator=lambda epoch: torch_generator(seed, "select", epoch, partition_id),
+        on_coreset=lambda coreset: save_coreset(records, coreset),
     )
 
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from client.coreset import MODEL_FREE, TEACHER_FREE, Coreset, sample_scores, select_top
+from client.coreset import (
+    MODEL_FREE,
+    STUDENT_FREE,
+    TEACHER_FREE,
+    Coreset,
+    balance_groups,
+    group_quotas,
+    relative_entropy_score,
+    sample_scores,
+    top_of_groups,
+)
+from client.sampling import SAMPLERS, Candidates
 from common.config import CoresetConfig
 from common.datasets import Dataset, ImageSet
 from common.inference import predict_logits
@@ -21,6 +34,7 @@ def choose_coreset(
     epoch: int,
     num_epochs: int,
     generator: torch.Generator,
+    candidates: Tensor | None = None,
 ) -> Coreset:
     """The coreset of a device's images.
 
@@ -29,28 +43,67 @@ def choose_coreset(
         images: the device's training images.
         dataset: their normalisation.
         student: the quantized model that scores.
-        teacher_outputs: the teacher's softmax outputs [n, classes]; None where
-            :func:`needs_teacher_outputs` says so.
+        teacher_outputs: the teacher's softmax outputs [n, classes], or [m, classes] of the
+            candidates; None where :func:`needs_teacher_outputs` says so.
         epoch: epochs done over all rounds.
         num_epochs: epochs of all rounds.
-        generator: source of a random selection.
+        generator: source of what is random in the selection.
+        candidates: int64 [m], the images that are scored, of :func:`draw_pool`; None: all.
     """
     if config.selection == "full":
         return Coreset(indices=torch.arange(len(images)), epoch=epoch)
+    # The coreset's size follows all images of the device, not the pool that it comes from.
+    quotas = group_quotas(balance_groups(images.labels, balanced=config.balanced), config.fraction)
+    labels = images.labels if candidates is None else images.labels[candidates]
+    groups = balance_groups(labels, balanced=config.balanced)
     if config.selection in MODEL_FREE:
-        scores = torch.rand(len(images), generator=generator)
+        priorities = torch.rand(len(labels), generator=generator)
     else:
-        probabilities = predict_logits(student, images.images, dataset).softmax(1)
-        scores = sample_scores(
-            config.selection,
-            p_quantized=probabilities,
-            p_teacher=probabilities if teacher_outputs is None else teacher_outputs,
-            labels=images.labels,
-            epoch=epoch,
-            num_epochs=num_epochs,
-        )
-    indices = select_top(scores, images.labels, config.fraction, balanced=config.balanced)
-    return Coreset(indices=indices, epoch=epoch)
+        p_quantized = None
+        if config.selection not in STUDENT_FREE:
+            logits = predict_logits(student, images.images, dataset, indices=candidates)
+            p_quantized = logits.softmax(1)
+        # A score that does not look at one of the two is given the other in its place.
+        known = teacher_outputs if p_quantized is None else p_quantized
+        assert known is not None
+        p_teacher = known if teacher_outputs is None else teacher_outputs
+        if config.selection in SAMPLERS:
+            scored = Candidates(
+                scores=relative_entropy_score(known, p_teacher),
+                groups=groups,
+                quotas=quotas,
+                p_teacher=p_teacher,
+                drop_hardest=config.drop_hardest,
+                hard_share=config.hard_share or math.sqrt(config.fraction),
+            )
+            priorities = SAMPLERS[config.selection](scored, generator)
+        else:
+            priorities = sample_scores(
+                config.selection,
+                p_quantized=known,
+                p_teacher=p_teacher,
+                labels=labels,
+                epoch=epoch,
+                num_epochs=num_epochs,
+            )
+    chosen = top_of_groups(priorities, groups, quotas)
+    return Coreset(indices=chosen if candidates is None else candidates[chosen], epoch=epoch)
+
+
+def draw_pool(config: CoresetConfig, labels: Tensor, generator: torch.Generator) -> Tensor | None:
+    """The images that a selection scores, int64 [m] ascending; None: all of them.
+
+    ``coreset.pool`` times as many of every class (or of all images, unbalanced) as are chosen,
+    at random. So scoring costs as much as training on the pool's images once, forward only,
+    however many images the device holds.
+    """
+    if config.pool == 0 or config.selection in MODEL_FREE:
+        return None
+    groups = balance_groups(labels, balanced=config.balanced)
+    quotas = (group_quotas(groups, config.fraction) * config.pool).ceil().long()
+    if (quotas >= groups.bincount()).all():
+        return None
+    return top_of_groups(torch.rand(len(labels), generator=generator), groups, quotas)
 
 
 def needs_teacher_outputs(selection: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from client.features import FeatureTap
 from client.losses import correction_loss, distillation
 from common.augmentation import augment_batch
 from common.datasets import Dataset, ImageSet
+from common.inference import device_of
 from common.models import feature_layers
 from common.qat import STEP_SUFFIX, clamp_steps
 
@@ -75,6 +76,8 @@ def train(
     indices: Tensor,
     task: TrainingTask,
     generator: torch.Generator,
+    *,
+    on_progress: Callable[[float], None] | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on ``images[indices]``.
 
@@ -82,19 +85,21 @@ def train(
     the features of the correction are captured in these passes.
 
     Args:
-        model: float or prepared model.
+        model: float or prepared model; the teacher is on the same torch device.
         teacher: full-precision model for distillation and correction; None with loss "ce" alone.
         dataset: normalisation and augmentation of the images.
         images: uint8 images and labels of the device.
         indices: int64 [k] into ``images``.
         task: what to do.
         generator: source of order and augmentation.
+        on_progress: called in every step with the share of all rounds' epochs that is done.
 
     Raises:
         DivergedError: on a loss or weight that is not finite.
     """
     if teacher is None and (task.loss == "kd" or task.correction != "none"):
         raise ValueError(f"loss {task.loss!r} with correction {task.correction!r} needs a teacher")
+    device = device_of(model)
     corrected = task.correction != "none" and task.beta > 0
     layers = feature_layers(model) if corrected else ()
     optimizer = make_optimizer(model, task)
@@ -104,10 +109,12 @@ def train(
     loss_sum, num_seen, num_steps = 0.0, 0, 0
     with FeatureTap(model, layers) as tap, FeatureTap(teacher or model, layers) as teacher_tap:
         for progress, chosen in batches(indices, task, generator):
+            if on_progress is not None:
+                on_progress(progress)
             set_learning_rate(optimizer, schedule_factor(task.schedule, progress))
             inputs = augment_batch(
                 images.images, chosen, dataset, generator=generator, augment=task.augment
-            )
+            ).to(device)
             if teacher is not None:
                 with torch.no_grad():
                     teacher_logits = teacher(inputs)
@@ -116,7 +123,7 @@ def train(
             if task.loss == "kd":
                 loss = distillation(logits, teacher_logits)
             else:
-                loss = F.cross_entropy(logits, images.labels[chosen])
+                loss = F.cross_entropy(logits, images.labels[chosen].to(device))
             if corrected:
                 loss = loss + task.beta * correction_loss(task.correction, tap.take(), targets)
             value = loss.item()

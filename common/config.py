@@ -38,7 +38,22 @@ MODELS = (
     "mobilenetv2-cifar",
     "mobilenetv2",
 )
-SELECTIONS = ("quarc", "res", "acs", "evs", "ds", "el2n", "entropy", "random", "full")
+SELECTIONS = (
+    "quarc",
+    "res",
+    "acs",
+    "evs",
+    "ds",
+    "el2n",
+    "entropy",
+    "stratified",
+    "quantiles",
+    "res-sampled",
+    "res-mixed",
+    "res-clustered",
+    "random",
+    "full",
+)
 CORRECTIONS = ("none", "mse", "clc-channel", "clc-pooled", "clc-flat", "clc-spatial")
 STRATEGIES = (
     "fedavg",
@@ -138,13 +153,19 @@ class CoresetConfig(Section):
     """Which of its images a device trains on."""
 
     selection: str = setting("quarc", choices=SELECTIONS)
-    """Score that ranks the images, or random, or full."""
+    """Score that ranks the images, or what is done with RES, or random, or full."""
     fraction: float = setting(0.1, above=0.0, maximum=1.0)
     """Share of the device's images that is kept (full ignores it)."""
     balanced: bool = setting(True)
     """The same share of every class, at least one image each; false: the best overall."""
     interval: int = setting(5, minimum=1)
     """Epochs between two selections."""
+    pool: float = setting(0.0, minimum=0.0)
+    """Images that a selection scores, drawn at random: so many times the coreset; 0: all."""
+    drop_hardest: float = setting(0.1, minimum=0.0, maximum=0.9)
+    """stratified, quantiles, res-clustered: share with the highest scores that is left out."""
+    hard_share: float = setting(0.0, minimum=0.0, maximum=1.0)
+    """res-mixed: share taken by the highest score, the rest at random; 0: sqrt(fraction)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +302,11 @@ class Config:
             raise UserError(
                 "warmup.num-rounds = 0: expected at least 1 when model.teacher is empty "
                 "(the float model has to come from somewhere)"
+            )
+        if 0 < self.coreset.pool < 1:
+            raise UserError(
+                f"coreset.pool = {self.coreset.pool}: expected 0 (all images) or at least 1 "
+                f"(a multiple of the coreset)"
             )
         is_float = self.quantization.weight_bits == FLOAT_BITS
         if is_float and self.federation.update_format == "codes":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -14,13 +16,46 @@ EVALUATION_BATCH = 128
 
 @torch.inference_mode()
 def predict_logits(
-    model: nn.Module, images: Tensor, dataset: Dataset, *, batch_size: int = EVALUATION_BATCH
+    model: nn.Module,
+    images: Tensor,
+    dataset: Dataset,
+    *,
+    batch_size: int = EVALUATION_BATCH,
+    indices: Tensor | None = None,
 ) -> Tensor:
-    """Logits [n, classes] of uint8 ``images`` [n, c, h, w], in eval mode, without augmentation."""
+    """Logits of uint8 ``images`` [n, c, h, w], in eval mode, without augmentation.
+
+    Args:
+        model: on any torch device.
+        images: on the CPU.
+        dataset: their normalisation.
+        batch_size: images per forward pass.
+        indices: int64 [k], the images to take; None: all.
+
+    Returns:
+        [n, classes] or [k, classes], on the CPU.
+    """
+    device = device_of(model)
     was_training = model.training
     model.eval()
     logits = [
-        model(normalize(batch, dataset.mean, dataset.std)) for batch in images.split(batch_size)
+        model(normalize(batch, dataset.mean, dataset.std).to(device)).cpu()
+        for batch in _batches(images, indices, batch_size)
     ]
     model.train(was_training)
     return torch.cat(logits)
+
+
+def _batches(images: Tensor, indices: Tensor | None, batch_size: int) -> Iterator[Tensor]:
+    if indices is None:
+        yield from images.split(batch_size)
+        return
+    channels_last = images.permute(0, 2, 3, 1)
+    for chosen in indices.split(batch_size):
+        yield channels_last.index_select(0, chosen).permute(0, 3, 1, 2)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The torch device of a model's first parameter; the CPU for a model without any."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,187 @@
+"""QuaRC on one device: choose a coreset when one is due, train on it until the next is.
+
+The loop of QuaRC (arXiv 2507.17768) and ACS (arXiv 2306.07215), without a federation around it:
+a round of the ClientApp runs its share of the epochs, the harness runs all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from client.coreset import Coreset
+from client.selection import choose_coreset, draw_pool, needs_teacher_outputs
+from client.trainer import TrainingResult, TrainingTask, train
+from common.augmentation import augment_batch
+from common.config import Config, CoresetConfig
+from common.datasets import Dataset, ImageSet
+from common.qat import calibrate
+
+TeacherOutputs = Callable[[Tensor | None], Tensor]
+"""Indices of images, or None for all of them -> the teacher's softmax outputs [k, classes]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarcResult:
+    """What came of :func:`train_on_coresets`, and what it cost."""
+
+    training: TrainingResult
+    coreset: Coreset
+    """The last one."""
+    num_selections: int
+    select_seconds: float
+    """Wall-clock time of the selections, the teacher's outputs for them included."""
+    train_seconds: float
+    """Wall-clock time of the training."""
+    select_cpu_seconds: float
+    """Processor time of all threads."""
+    train_cpu_seconds: float
+    """Processor time of all threads."""
+
+
+def train_on_coresets(
+    config: CoresetConfig,
+    task: TrainingTask,
+    images: ImageSet,
+    dataset: Dataset,
+    *,
+    student: nn.Module,
+    teacher: nn.Module,
+    teacher_outputs: TeacherOutputs,
+    coreset: Coreset | None,
+    generator: torch.Generator,
+    selection_generator: Callable[[int], torch.Generator],
+    on_coreset: Callable[[Coreset], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> QuarcResult:
+    """Train ``student`` in place for the epochs of ``task``, a new coreset whenever one is due.
+
+    Args:
+        config: which images are chosen, how many and how often.
+        task: epochs to train, and their place in the whole training.
+        images: the device's training images.
+        dataset: their normalisation and augmentation.
+        student: prepared model.
+        teacher: full-precision model in eval mode.
+        teacher_outputs: asked for the images that a selection scores.
+        coreset: the one in use so far; None: none was chosen yet.
+        generator: source of order and augmentation.
+        selection_generator: epochs done -> source of what is random in a selection.
+        on_coreset: called with every new coreset.
+        on_progress: called in every step with the share of all epochs that is done.
+
+    Raises:
+        DivergedError: on a loss or weight that is not finite.
+    """
+    total = TrainingResult(loss_sum=0.0, num_seen=0, num_steps=0)
+    select, training = _Stopwatch(), _Stopwatch()
+    num_selections = 0
+    epoch, last_epoch = task.first_epoch, task.first_epoch + task.num_epochs
+    while epoch < last_epoch:
+        with select:
+            if coreset is None or coreset.is_due(epoch, config.interval):
+                coreset = _choose(
+                    config,
+                    images,
+                    dataset,
+                    student,
+                    teacher_outputs,
+                    epoch,
+                    task.total_epochs,
+                    selection_generator(epoch),
+                )
+                num_selections += 1
+                if on_coreset is not None:
+                    on_coreset(coreset)
+        until_next = coreset.epoch + config.interval - epoch
+        part = replace(task, first_epoch=epoch, num_epochs=min(until_next, last_epoch - epoch))
+        with training:
+            total = total + train(
+                student,
+                teacher,
+                dataset,
+                images,
+                coreset.indices,
+                part,
+                generator,
+                on_progress=on_progress,
+            )
+        epoch += part.num_epochs
+    assert coreset is not None
+    return QuarcResult(
+        training=total,
+        coreset=coreset,
+        num_selections=num_selections,
+        select_seconds=select.seconds,
+        train_seconds=training.seconds,
+        select_cpu_seconds=select.cpu_seconds,
+        train_cpu_seconds=training.cpu_seconds,
+    )
+
+
+def _choose(
+    config: CoresetConfig,
+    images: ImageSet,
+    dataset: Dataset,
+    student: nn.Module,
+    teacher_outputs: TeacherOutputs,
+    epoch: int,
+    num_epochs: int,
+    generator: torch.Generator,
+) -> Coreset:
+    candidates = draw_pool(config, images.labels, generator)
+    outputs = teacher_outputs(candidates) if needs_teacher_outputs(config.selection) else None
+    return choose_coreset(
+        config,
+        images,
+        dataset,
+        student=student,
+        teacher_outputs=outputs,
+        epoch=epoch,
+        num_epochs=num_epochs,
+        generator=generator,
+        candidates=candidates,
+    )
+
+
+def calibrate_steps(
+    model: nn.Module,
+    config: Config,
+    images: ImageSet,
+    dataset: Dataset,
+    generator: torch.Generator,
+) -> None:
+    """Initialise the activation steps of a prepared ``model`` from random images, in place.
+
+    Takes ``quantization.calibration-batches`` of ``training.batch-size`` images, not augmented.
+    """
+    order = torch.randperm(len(images), generator=generator)
+    chosen = order.split(config.training.batch_size)[: config.quantization.calibration_batches]
+    inputs = (
+        augment_batch(images.images, batch, dataset, generator=generator, augment=False)
+        for batch in chosen
+    )
+    calibrate(model, inputs, config.quantization)
+
+
+class _Stopwatch:
+    """Adds up the wall-clock and processor time of the blocks that it is entered for.
+
+    Training reads its loss and selection its scores on the CPU, so that a GPU's work is done when
+    a block ends.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.cpu_seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started[0]
+        self.cpu_seconds += time.process_time() - self._started[1]

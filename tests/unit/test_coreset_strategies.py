@@ -1,0 +1,288 @@
+"""Tests of client.sampling, and of what client.selection makes of it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from client.coreset import group_quotas, ranks_in_groups, top_of_groups
+from client.sampling import SAMPLERS, Candidates, k_means
+from client.selection import choose_coreset, draw_pool
+from common.config import Config, CoresetConfig
+from common.datasets import Dataset, ImageSet
+from common.errors import UserError
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def choose(
+    name: str,
+    scores: list[float],
+    quota: int,
+    *,
+    seed: int = 0,
+    drop_hardest: float = 0.0,
+    hard_share: float = 0.0,
+    p_teacher: Tensor | None = None,
+) -> set[int]:
+    """The coreset of one group of samples."""
+    groups = torch.zeros(len(scores), dtype=torch.int64)
+    quotas = torch.tensor([quota])
+    candidates = Candidates(
+        scores=torch.tensor(scores),
+        groups=groups,
+        quotas=quotas,
+        p_teacher=torch.full((len(scores), 2), 0.5) if p_teacher is None else p_teacher,
+        drop_hardest=drop_hardest,
+        hard_share=hard_share,
+    )
+    priorities = SAMPLERS[name](candidates, generator(seed))
+    return set(top_of_groups(priorities, groups, quotas).tolist())
+
+
+def test_quotas_are_rounded_and_never_zero() -> None:
+    """A tenth of 10, 26 and 3 images: 1, round(2.6) = 3, and 1 instead of round(0.3) = 0."""
+    groups = torch.tensor([0] * 10 + [1] * 26 + [2] * 3)
+    assert group_quotas(groups, 0.1).tolist() == [1, 3, 1]
+
+
+def test_ranks_count_from_the_highest_score_of_each_group() -> None:
+    """Group 0 has 3, 1, 2 at places 0, 2, 3: ranks 0, 2, 1; group 1 has 5, 5: a tie, by index."""
+    scores = torch.tensor([3.0, 5.0, 1.0, 2.0, 5.0])
+    assert ranks_in_groups(scores, torch.tensor([0, 1, 0, 0, 1])).tolist() == [0, 0, 2, 1, 1]
+
+
+BULK_AND_TAIL = [0.00, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_takes_one_of_every_stratum(seed: int) -> None:
+    """Two strata of width 0.5 over 0 ... 1: samples 0-7, and 8 (at 0.5) with 9."""
+    chosen = choose("stratified", BULK_AND_TAIL, 2, seed=seed)
+    assert len(chosen & {8, 9}) == 1
+    assert len(chosen) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_drops_the_hardest_and_gives_what_is_missing_to_the_bulk(seed: int) -> None:
+    """Without sample 9 the range is 0 ... 0.5: four strata of 0.125, of which the first holds 0-7,
+    the last 8 alone, the others nothing: 8, and three of the bulk."""
+    chosen = choose("stratified", BULK_AND_TAIL, 4, seed=seed, drop_hardest=0.1)
+    assert len(chosen) == 4
+    assert 8 in chosen
+    assert 9 not in chosen
+
+
+@pytest.mark.parametrize("name", ["stratified", "quantiles", "res-clustered"])
+def test_the_hardest_are_taken_when_nothing_else_is_left(name: str) -> None:
+    """Five of ten are dropped; six are asked for: the other five and one of the dropped."""
+    chosen = choose(name, [float(score) for score in range(10)], 6, drop_hardest=0.5)
+    assert len(chosen) == 6
+    assert chosen > {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_quantiles_takes_one_of_each(seed: int) -> None:
+    """Ten samples in order of score, 9 dropped: three quantiles 6-8, 3-5 and 0-2."""
+    scores = [float(score) for score in range(10)]
+    chosen = choose("quantiles", scores, 3, seed=seed, drop_hardest=0.1)
+    assert sorted(index // 3 for index in chosen) == [0, 1, 2]
+
+
+def test_quantiles_differ_between_seeds() -> None:
+    scores = [float(score) for score in range(100)]
+    assert choose("quantiles", scores, 10, seed=0) != choose("quantiles", scores, 10, seed=1)
+
+
+def test_sampled_is_proportional_to_score_and_floor() -> None:
+    """Scores 3 and 1: mean 2, floor 0.2, so 3.2 / 4.4 = 0.727 of 4,000 pairs choose the first; the
+    standard deviation of that share is sqrt(0.727 x 0.273 / 4000) = 0.007."""
+    pairs = 4000
+    groups = torch.arange(pairs).repeat_interleave(2)
+    candidates = Candidates(
+        scores=torch.tensor([3.0, 1.0]).repeat(pairs),
+        groups=groups,
+        quotas=torch.ones(pairs, dtype=torch.int64),
+        p_teacher=torch.full((2 * pairs, 2), 0.5),
+        drop_hardest=0.0,
+        hard_share=0.0,
+    )
+    priorities = SAMPLERS["res-sampled"](candidates, generator())
+    chosen = top_of_groups(priorities, groups, candidates.quotas)
+    assert len(chosen) == pairs
+    assert (chosen % 2 == 0).double().mean().item() == pytest.approx(3.2 / 4.4, abs=0.03)
+
+
+def test_sampled_works_where_student_and_teacher_agree_entirely() -> None:
+    """All scores 0: all weights equal, three of six are taken."""
+    assert len(choose("res-sampled", [0.0] * 6, 3)) == 3
+
+
+def test_mixed_takes_its_share_by_score_and_the_rest_at_random() -> None:
+    """Half of four by score: 9 and 8 always; the other two come from 0-7 and vary."""
+    scores = [float(score) for score in range(10)]
+    draws = [choose("res-mixed", scores, 4, seed=seed, hard_share=0.5) for seed in range(10)]
+    assert all(chosen >= {8, 9} and len(chosen) == 4 for chosen in draws)
+    assert set().union(*draws) == set(range(10))
+
+
+def test_mixed_with_a_share_of_one_is_hardest_first() -> None:
+    scores = [float(score) for score in range(10)]
+    assert choose("res-mixed", scores, 4, hard_share=1.0) == {6, 7, 8, 9}
+
+
+TWO_KINDS = torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 5)
+
+
+@pytest.mark.parametrize(
+    ("quota", "drop_hardest", "expected"),
+    [(2, 0.0, {4, 9}), (4, 0.0, {3, 4, 8, 9}), (2, 0.2, {4, 7})],
+)
+def test_clustered_takes_the_hardest_of_each_cluster(
+    quota: int, drop_hardest: float, expected: set[int]
+) -> None:
+    """Outputs of two kinds, 0-4 and 5-9, scores by index. Without the hardest fifth (8 and 9) the
+    second kind's hardest is 7."""
+    scores = [float(score) for score in range(10)]
+    for seed in range(5):
+        assert expected == choose(
+            "res-clustered",
+            scores,
+            quota,
+            seed=seed,
+            drop_hardest=drop_hardest,
+            p_teacher=TWO_KINDS,
+        )
+
+
+def test_k_means_finds_two_far_groups() -> None:
+    """Points at 0, 1 and at 100, 101: whatever the first centres, two iterations part them."""
+    points = torch.tensor([[0.0], [1.0], [100.0], [101.0]])
+    for seed in range(10):
+        clusters = k_means(points, 2, generator(seed)).tolist()
+        assert clusters[0] == clusters[1] != clusters[2] == clusters[3]
+
+
+class Brightness(nn.Module):
+    """Logits (pixel, 0): the brighter an image, the further the output from an even one."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.stack([inputs[:, 0, 0, 0], torch.zeros(len(inputs))], 1)
+
+
+def brightness_set(num_images: tuple[int, int]) -> tuple[ImageSet, Dataset]:
+    """Images of one pixel, brighter by index."""
+    labels = torch.tensor([0] * num_images[0] + [1] * num_images[1])
+    pixels = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    images = ImageSet(images=pixels, labels=labels, class_names=("a", "b"))
+    dataset = Dataset(
+        name="brightness",
+        train=images,
+        test=images,
+        mean=(0.0,),
+        std=(1.0,),
+        crop_padding=0,
+        flip=False,
+    )
+    return images, dataset
+
+
+def test_a_pool_is_a_multiple_of_the_coreset_in_every_class() -> None:
+    """A tenth of 100 and 20 images: 10 and 2; three times that: 30 and 6."""
+    images, _ = brightness_set((100, 20))
+    config = CoresetConfig(selection="res", fraction=0.1, pool=3.0)
+    pool = draw_pool(config, images.labels, generator())
+    assert pool is not None
+    assert images.labels[pool].bincount().tolist() == [30, 6]
+    assert pool.tolist() == sorted(set(pool.tolist()))
+    other = draw_pool(config, images.labels, generator(1))
+    assert other is not None
+    assert other.tolist() != pool.tolist()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CoresetConfig(selection="res", fraction=0.1),
+        CoresetConfig(selection="res", fraction=0.5, pool=2.0),
+        CoresetConfig(selection="random", fraction=0.1, pool=2.0),
+        CoresetConfig(selection="full", pool=2.0),
+    ],
+)
+def test_there_is_no_pool_where_it_would_be_all_or_serves_nothing(config: CoresetConfig) -> None:
+    images, _ = brightness_set((100, 20))
+    assert draw_pool(config, images.labels, generator()) is None
+
+
+def test_a_pool_below_the_coreset_is_refused() -> None:
+    with pytest.raises(UserError, match=r"coreset\.pool = 0\.5: expected 0 .* or at least 1"):
+        Config(coreset=CoresetConfig(pool=0.5))
+
+
+def test_the_coreset_of_a_pool_is_its_best_in_the_size_for_all_images() -> None:
+    """RES against an even teacher grows with brightness, so by index: the last ten of the pool's
+    first class and the last two of its second, though the pool has but 30 and 6."""
+    images, dataset = brightness_set((100, 20))
+    config = CoresetConfig(selection="res", fraction=0.1, pool=3.0)
+    pool = draw_pool(config, images.labels, generator())
+    assert pool is not None
+    coreset = choose_coreset(
+        config,
+        images,
+        dataset,
+        student=Brightness(),
+        teacher_outputs=torch.full((36, 2), 0.5),
+        epoch=3,
+        num_epochs=9,
+        generator=generator(),
+        candidates=pool,
+    )
+    assert coreset.indices.tolist() == pool[20:30].tolist() + pool[34:].tolist()
+    assert coreset.epoch == 3
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("balanced", [True, False])
+def test_every_selection_keeps_its_size(name: str, balanced: bool) -> None:
+    """A fifth of 40 and 10 images: 8 and 2, or 10 of all; the same generator, the same choice."""
+    images, dataset = brightness_set((40, 10))
+    chosen = [
+        choose_coreset(
+            CoresetConfig(selection=name, fraction=0.2, balanced=balanced),
+            images,
+            dataset,
+            student=Brightness(),
+            teacher_outputs=torch.full((50, 2), 0.5),
+            epoch=0,
+            num_epochs=1,
+            generator=generator(4),
+        ).indices
+        for _ in range(2)
+    ]
+    assert chosen[0].tolist() == chosen[1].tolist() == sorted(set(chosen[0].tolist()))
+    assert len(chosen[0]) == 10
+    if balanced:
+        assert images.labels[chosen[0]].bincount().tolist() == [8, 2]
+
+
+def test_el2n_asks_the_teacher_alone() -> None:
+    """EL2N of an output p for label y is |p - y|: of (0.9, 0.1), (0.2, 0.8), (0.6, 0.4) with label
+    0, the second is furthest."""
+
+    class Unused(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            raise AssertionError("the student was asked")
+
+    images, dataset = brightness_set((3, 0))
+    coreset = choose_coreset(
+        CoresetConfig(selection="el2n", fraction=0.34),
+        images,
+        dataset,
+        student=Unused(),
+        teacher_outputs=torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]),
+        epoch=0,
+        num_epochs=1,
+        generator=generator(),
+    )
+    assert coreset.indices.tolist() == [1]

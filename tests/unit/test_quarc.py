@@ -1,0 +1,148 @@
+"""Tests of client.quarc: when coresets are chosen, and what is trained between."""
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from client.coreset import Coreset
+from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
+from client.trainer import TrainingTask
+from common.config import Config, CoresetConfig, ModelConfig, QuantizationConfig, TrainingConfig
+from common.datasets import Dataset, ImageSet
+from common.models import create_model
+from common.qat import activation_quantizers, prepare
+
+
+def tiny_set(num_images: int = 24) -> tuple[ImageSet, Dataset]:
+    """Noise of 8 x 8 pixels in three classes."""
+    noise = torch.Generator().manual_seed(0)
+    images = ImageSet(
+        images=torch.randint(0, 256, (num_images, 1, 8, 8), dtype=torch.uint8, generator=noise),
+        labels=torch.arange(num_images) % 3,
+        class_names=("a", "b", "c"),
+    )
+    dataset = Dataset(
+        name="noise", train=images, test=images, mean=(0.5,), std=(0.3,), crop_padding=1, flip=False
+    )
+    return images, dataset
+
+
+def task(first_epoch: int, num_epochs: int, total_epochs: int) -> TrainingTask:
+    return TrainingTask(
+        num_epochs=num_epochs,
+        batch_size=4,
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=0.0,
+        step_learning_rate_scale=0.1,
+        schedule="cosine",
+        loss="kd",
+        correction="none",
+        beta=0.0,
+        augment=False,
+        first_epoch=first_epoch,
+        total_epochs=total_epochs,
+    )
+
+
+def run(
+    config: CoresetConfig,
+    epochs: TrainingTask,
+    coreset: Coreset | None = None,
+    asked: list[Tensor | None] | None = None,
+    progress: list[float] | None = None,
+) -> tuple[QuarcResult, list[int]]:
+    """The result, and the epochs at which coresets were chosen."""
+    images, dataset = tiny_set()
+    teacher = create_model("resnet8", num_classes=3, in_channels=1).eval().requires_grad_(False)
+    student = prepare(teacher, QuantizationConfig()).requires_grad_(True)
+    epochs_of_choice: list[int] = []
+
+    def teacher_outputs(candidates: Tensor | None) -> Tensor:
+        if asked is not None:
+            asked.append(candidates)
+        return torch.full((len(images) if candidates is None else len(candidates), 3), 1 / 3)
+
+    result = train_on_coresets(
+        config,
+        epochs,
+        images,
+        dataset,
+        student=student,
+        teacher=teacher,
+        teacher_outputs=teacher_outputs,
+        coreset=coreset,
+        generator=torch.Generator().manual_seed(1),
+        selection_generator=lambda epoch: torch.Generator().manual_seed(epoch),
+        on_coreset=lambda chosen: epochs_of_choice.append(chosen.epoch),
+        on_progress=None if progress is None else progress.append,
+    )
+    return result, epochs_of_choice
+
+
+def test_a_coreset_is_chosen_every_interval() -> None:
+    """Interval 2 over epochs 0-4: at 0, 2 and 4. Half of 24 images in steps of 4 for 5 epochs: 15
+    steps and 60 images."""
+    progress: list[float] = []
+    config = CoresetConfig(selection="random", fraction=0.5, interval=2)
+    result, epochs = run(config, task(0, 5, 5), progress=progress)
+    assert epochs == [0, 2, 4]
+    assert result.num_selections == 3
+    assert result.coreset.epoch == 4
+    assert (result.training.num_steps, result.training.num_seen) == (15, 60)
+    assert progress == pytest.approx([step / 15 for step in range(15)])
+
+
+def test_a_coreset_outlives_a_round() -> None:
+    """Chosen after 4 epochs with interval 3: epochs 5 and 6 still use it, 7 does not."""
+    earlier = Coreset(indices=torch.arange(8), epoch=4)
+    config = CoresetConfig(selection="random", fraction=0.5, interval=3)
+    result, epochs = run(config, task(5, 3, 20), earlier)
+    assert epochs == [7]
+    # 2 epochs of 8 images, one of 12
+    assert result.training.num_seen == 28
+
+
+def test_time_is_told_apart() -> None:
+    config = CoresetConfig(selection="res", fraction=0.5, interval=1)
+    result, _ = run(config, task(0, 2, 2))
+    for seconds in (result.select_seconds, result.train_seconds):
+        assert seconds > 0
+    for seconds in (result.select_cpu_seconds, result.train_cpu_seconds):
+        assert seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (CoresetConfig(selection="res", fraction=0.25), [None]),
+        (CoresetConfig(selection="evs", fraction=0.25), []),
+        # A quarter of 8 images of each class is 2, twice that 4: 12 in all.
+        (CoresetConfig(selection="res", fraction=0.25, pool=2.0), [12]),
+    ],
+)
+def test_the_teacher_is_asked_for_what_is_scored(
+    config: CoresetConfig, expected: Iterable[int | None]
+) -> None:
+    asked: list[Tensor | None] = []
+    result, _ = run(config, task(0, 1, 1), asked=asked)
+    assert [None if indices is None else len(indices) for indices in asked] == expected
+    if asked and asked[0] is not None:
+        assert set(result.coreset.indices.tolist()) <= set(asked[0].tolist())
+
+
+def test_calibration_sets_the_activation_steps() -> None:
+    """Steps wait at 1; weight-only models have none to set and stay as they are."""
+    images, dataset = tiny_set()
+    config = Config(
+        model=ModelConfig(name="resnet8"),
+        quantization=QuantizationConfig(activation_bits=4, calibration_batches=2),
+        training=TrainingConfig(batch_size=8),
+    )
+    model = prepare(create_model("resnet8", num_classes=3, in_channels=1), config.quantization)
+    calibrate_steps(model, config, images, dataset, torch.Generator().manual_seed(0))
+    steps = [quantizer.step.item() for _, quantizer in activation_quantizers(model)]
+    assert steps
+    assert all(0 < step != 1 for step in steps)
