@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from common.config import FLOAT_BITS, QuantizationConfig
 from common.models import first_and_last
@@ -23,6 +24,7 @@ from common.quantization import (
     dequantize,
     fake_quantize,
     least_squares_step,
+    lsq_plus_step,
     lsq_step,
     quantize,
     step_gradient_scale,
@@ -30,8 +32,8 @@ from common.quantization import (
 from common.wire import Codes
 
 STEP_SUFFIX = ".step"
-CALIBRATION_VALUES = 65536
-"""Values of one batch that a calibration looks at, in each layer."""
+CALIBRATION_VALUES = 16384
+"""Most values of one batch that a calibration looks at, in each layer."""
 
 
 class FakeQuantizer(nn.Module):
@@ -45,7 +47,12 @@ class FakeQuantizer(nn.Module):
     """
 
     def __init__(
-        self, bits: int, *, signed: bool, step_shape: tuple[int, ...] = (), with_offset: bool = False
+        self,
+        bits: int,
+        *,
+        signed: bool,
+        step_shape: tuple[int, ...] = (),
+        with_offset: bool = False,
     ) -> None:
         super().__init__()
         self.bits = bits
@@ -78,7 +85,9 @@ class ActivationQuantizer(FakeQuantizer):
         """Fake-quantized ``values`` [n, ...]; LSQ's N is the number of features of one sample."""
         if self.observed is not None:
             flat = values.detach().reshape(-1)
-            self.observed.append(flat[:: max(1, flat.numel() // CALIBRATION_VALUES)].clone())
+            # An odd stride: one that divides the width would see a single column of every map.
+            stride = -(-flat.numel() // CALIBRATION_VALUES) | 1
+            self.observed.append(flat[::stride].clone())
             return values
         return super().forward(values, num_values or values[0].numel())
 
@@ -87,7 +96,7 @@ class ActivationQuantizer(FakeQuantizer):
         """Set step and offset from observed ``values`` [n]."""
         if self.offset is not None:
             # LSQ+ (section 3.2): the range that is there, here without the extreme 0.1 %.
-            low, high = torch.quantile(values[: 2**24], torch.tensor([0.001, 0.999]))
+            low, high = torch.quantile(values, values.new_tensor([0.001, 0.999]))
             self.step.copy_(((high - low) / (self.q_p - self.q_n)).clamp_min(SMALLEST_STEP))
             self.offset.copy_(low - self.q_n * self.step)
         elif step_init == "mse":
@@ -99,8 +108,7 @@ class ActivationQuantizer(FakeQuantizer):
 class _Quantized(nn.Module):
     """What fake-quantized convolutions and linear layers share."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
     weight_quantizer: FakeQuantizer | None
     input_quantizer: ActivationQuantizer | None
 
@@ -127,7 +135,7 @@ class QuantLinear(_Quantized, nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[n, in] -> [n, out]."""
-        return F.linear(self._inputs(inputs), self._weights(), self.bias)
+        return functional.linear(self._inputs(inputs), self._weights(), self.bias)
 
 
 class _Integer(nn.Module):
@@ -135,7 +143,6 @@ class _Integer(nn.Module):
 
     weight_codes: Tensor
     weight_step: Tensor
-    bias: nn.Parameter | None
     input_quantizer: ActivationQuantizer | None
 
     def _inputs(self, inputs: Tensor) -> Tensor:
@@ -158,7 +165,7 @@ class IntLinear(_Integer, nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[n, in] -> [n, out]."""
-        return F.linear(self._inputs(inputs), self._weights(), self.bias)
+        return functional.linear(self._inputs(inputs), self._weights(), self.bias)
 
 
 def prepare(model: nn.Module, config: QuantizationConfig) -> nn.Module:
@@ -171,7 +178,8 @@ def prepare(model: nn.Module, config: QuantizationConfig) -> nn.Module:
     if config.weight_bits == config.activation_bits == FLOAT_BITS:
         return prepared
     edges = first_and_last(prepared)
-    signed_inputs = _layers_with_signed_inputs(prepared) if config.activation_bits < 32 else set()
+    quantizes_inputs = config.activation_bits < FLOAT_BITS
+    signed_inputs = _layers_with_signed_inputs(prepared) if quantizes_inputs else set()
     for name, layer in list(prepared.named_modules()):
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
@@ -203,24 +211,29 @@ def _quantize_layer(
     if weight_bits == FLOAT_BITS and activation_bits == FLOAT_BITS:
         return
     layer.__class__ = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear  # type: ignore[assignment]
-    weight_quantizer = None
+    quantized = cast(_Quantized, layer)
+    quantized.weight_quantizer = quantized.input_quantizer = None
     if weight_bits < FLOAT_BITS:
-        per_channel = config.granularity == "channel"
-        q_n, q_p = code_range(weight_bits, signed=True)
-        if config.step_init == "mse":
-            step = least_squares_step(layer.weight, q_n, q_p, per_channel=per_channel)
-        else:
-            step = lsq_step(layer.weight, q_p, per_channel=per_channel)
+        step = _initial_weight_step(quantized.weight, weight_bits, config)
         weight_quantizer = FakeQuantizer(weight_bits, signed=True, step_shape=tuple(step.shape))
         weight_quantizer.step.copy_(step)
-    layer.weight_quantizer = weight_quantizer
-    layer.input_quantizer = None
+        quantized.weight_quantizer = weight_quantizer
     if activation_bits < FLOAT_BITS:
         # LSQ+ covers negative inputs with an offset, LSQ with signed codes.
         with_offset = config.quantizer == "lsq+" and signed_input
-        layer.input_quantizer = ActivationQuantizer(
+        quantized.input_quantizer = ActivationQuantizer(
             activation_bits, signed=signed_input and not with_offset, with_offset=with_offset
         )
+
+
+def _initial_weight_step(weight: Tensor, bits: int, config: QuantizationConfig) -> Tensor:
+    per_channel = config.granularity == "channel"
+    q_n, q_p = code_range(bits, signed=True)
+    if config.step_init == "mse":
+        return least_squares_step(weight, q_n, q_p, per_channel=per_channel)
+    if config.quantizer == "lsq+":
+        return lsq_plus_step(weight, q_n, per_channel=per_channel)
+    return lsq_step(weight, q_p, per_channel=per_channel)
 
 
 @torch.no_grad()
@@ -269,7 +282,10 @@ def activation_step_names(prepared: nn.Module) -> tuple[str, ...]:
 
 @torch.no_grad()
 def calibrate(prepared: nn.Module, batches: Iterable[Tensor], config: QuantizationConfig) -> None:
-    """Initialise activation steps and offsets from float activations of ``batches`` [n, c, h, w]."""
+    """Initialise activation steps and offsets from ``batches`` of inputs [n, c, h, w].
+
+    Activations are observed before any is quantized, weights are quantized already.
+    """
     quantizers = [quantizer for _, quantizer in activation_quantizers(prepared)]
     if not quantizers:
         return
@@ -310,7 +326,7 @@ def _weight_codes(weight: Tensor, quantizer: FakeQuantizer) -> Codes:
 
 @torch.no_grad()
 def convert(prepared: nn.Module) -> nn.Module:
-    """A copy of a prepared model that holds integer codes: same outputs in eval mode, bit for bit."""
+    """A copy of a prepared model that holds integer codes; bit for bit its outputs in eval mode."""
     converted = copy.deepcopy(prepared)
     for _, layer in list(quantized_layers(converted)):
         quantizer = layer.weight_quantizer
