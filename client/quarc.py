@@ -148,6 +148,34 @@ def _choose(
     )
 
 
+def training_task(
+    config: Config,
+    *,
+    first_epoch: int,
+    num_epochs: int,
+    total_epochs: int,
+    proximal_mu: float = 0.0,
+) -> TrainingTask:
+    """The configured training of ``num_epochs`` epochs out of ``total_epochs``."""
+    training = config.training
+    return TrainingTask(
+        num_epochs=num_epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        step_learning_rate_scale=training.step_learning_rate_scale,
+        schedule=training.schedule,
+        loss=training.loss,
+        correction=training.correction,
+        beta=training.beta,
+        augment=config.data.augment,
+        first_epoch=first_epoch,
+        total_epochs=total_epochs,
+        proximal_mu=proximal_mu,
+    )
+
+
 def calibrate_steps(
     model: nn.Module,
     config: Config,

@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from client.device import Device, float_model, quantized_model
-from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
+from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
 from client.state import (
     State,
     TeacherStore,
@@ -192,20 +192,10 @@ def _encode(
 
 
 def _task(config: Config, request: TrainRequest, *, epochs: int) -> TrainingTask:
-    training = config.training
-    return TrainingTask(
-        num_epochs=epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        step_learning_rate_scale=training.step_learning_rate_scale,
-        schedule=training.schedule,
-        loss=training.loss,
-        correction=training.correction,
-        beta=training.beta,
-        augment=config.data.augment,
+    return training_task(
+        config,
         first_epoch=request.round_index * epochs,
+        num_epochs=epochs,
         total_epochs=request.num_rounds * epochs,
         proximal_mu=request.proximal_mu,
     )
