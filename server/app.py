@@ -1,0 +1,160 @@
+"""The server's Flower app: settings -> teacher -> quantized model -> rounds -> summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from common.checkpoints import content_hash, load_checkpoint, resolve_teacher, save_checkpoint
+from common.config import Config
+from common.datasets import Dataset, load_dataset
+from common.errors import UserError
+from common.models import create_model, load_state
+from common.partition import partition_labels
+from common.qat import prepare
+from common.seeding import torch_generator
+from common.updates import encode_float
+from server.courier import Courier
+from server.global_model import GlobalModel
+from server.plots import plot_curves
+from server.recorder import Recorder, check_run_folder, default_run_folder
+from server.registry import DeviceRegistry
+from server.reporting import LogReporter, Reporter, console_logger, quiet_flower
+from server.rounds import Session
+from server.split_plot import plot_split
+from server.stages import calibrate, copied_state, train_quantized, warm_up
+from server.strategy import required_replies
+from server.summary import RunFacts, summarise
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation as the run config says; an error ends the run as failed."""
+    logger = console_logger()
+    try:
+        config = Config.from_flat(context.run_config)
+        run_federation(grid, config, LogReporter(logger), default_run_folder(config))
+    except UserError as error:
+        logger.error("%s", error)
+        raise
+
+
+def run_federation(
+    grid: Grid, config: Config, reporter: Reporter, run_folder: Path
+) -> dict[str, Any]:
+    """One federation from beginning to end; returns what summary.json holds.
+
+    Nothing is written before settings, data, checkpoint and devices are known to be good.
+
+    Args:
+        grid: Flower's grid, of any engine.
+        config: of the run.
+        reporter: told what happens.
+        run_folder: where results go; new or empty.
+
+    Raises:
+        UserError: for what a user can mend: settings, data, checkpoint, folder, devices.
+    """
+    started = time.perf_counter()
+    check_run_folder(run_folder)
+    min_devices = required_replies(config)
+    data = config.data
+    dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
+    module, is_trained = _float_module(config, dataset)
+    reporter.start(config, run_folder)
+    courier = Courier(grid, timeout_seconds=config.federation.round_timeout)
+    registry = DeviceRegistry(courier, reporter.note)
+    with quiet_flower():
+        registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
+        with Recorder(run_folder, config) as recorder:
+            session = Session(
+                config=config,
+                courier=courier,
+                registry=registry,
+                recorder=recorder,
+                reporter=reporter,
+            )
+            if any(device.emulated for device in registry.devices):
+                _draw(reporter, _draw_split, config, dataset, run_folder)
+            facts = _run_stages(session, module, dataset, is_trained=is_trained)
+            facts["wall_seconds"] = time.perf_counter() - started
+            summary = summarise(config, recorder.rounds, RunFacts(**facts))
+            recorder.write_summary(summary)
+            _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")
+    reporter.finish(summary)
+    return summary
+
+
+def _run_stages(
+    session: Session, module: nn.Module, dataset: Dataset, *, is_trained: bool
+) -> dict[str, Any]:
+    """Teacher, quantized model, rounds; returns the facts of the run, the time aside."""
+    config, note = session.config, session.reporter.note
+    float_model = GlobalModel(module, dataset, config)
+    teacher = copied_state(float_model) if is_trained else warm_up(session, float_model)
+    teacher_hash = content_hash(teacher)
+    if not is_trained:
+        labels = {"model": config.model.name, "dataset": dataset.name}
+        save_checkpoint(session.recorder.folder / "teacher.safetensors", teacher, labels)
+    session.courier.set_teacher(teacher_hash, encode_float(teacher, "float32", {}))
+    float_figures = float_model.evaluate(teacher)
+    note(f"float model: {float_figures.accuracy:.2f} % Top-1")
+
+    quantized = GlobalModel(prepare(float_model.module, config.quantization), dataset, config)
+    state = calibrate(session, quantized)
+    before = quantized.evaluate(state)
+    note(f"quantized model before training: {before.accuracy:.2f} % Top-1")
+    train_quantized(session, quantized, state, teacher_hash=teacher_hash)
+    return {
+        "float_model": float_figures,
+        "before": before,
+        "teacher_hash": teacher_hash,
+        "num_devices": len(session.registry.devices),
+        "query_traffic": session.registry.traffic,
+    }
+
+
+def _float_module(config: Config, dataset: Dataset) -> tuple[nn.Module, bool]:
+    """The float model, and whether it comes trained, from a checkpoint."""
+    num_classes, in_channels = dataset.train.num_classes, dataset.train.images.shape[1]
+    module = create_model(
+        config.model.name,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        generator=torch_generator(config.run.seed, "model"),
+    )
+    path = resolve_teacher(config.model.teacher, config.model.name, dataset.name)
+    if path is not None:
+        load_state(module, load_checkpoint(path, config.model.name, num_classes, in_channels))
+    return module, path is not None
+
+
+def _draw_split(config: Config, dataset: Dataset, run_folder: Path) -> None:
+    data, labels = config.data, dataset.train.labels
+    parts = partition_labels(
+        labels,
+        data.num_devices,
+        data.partition,
+        alpha=data.alpha,
+        classes_per_device=data.classes_per_device,
+        shards_per_device=data.shards_per_device,
+        min_samples=data.min_samples,
+        seed=config.run.seed,
+    )
+    plot_split(labels, parts, dataset.train.class_names, run_folder / "split.png")
+
+
+def _draw(reporter: Reporter, draw: Callable[..., None], *args: object) -> None:
+    """Draw a picture; a server without the package for it goes on without the picture."""
+    try:
+        draw(*args)
+    except UserError as error:
+        reporter.note(str(error))

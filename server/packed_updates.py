@@ -1,0 +1,262 @@
+"""Packed quantized updates under any of Flower's strategies.
+
+`PackedUpdates` is put before a strategy class of Flower. It sends packed requests instead of
+Flower's records, and hands the strategy what it expects: replies with float arrays, checked and
+decoded. Averaging, server optimizers and robust aggregation are Flower's own code.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
+
+from common.messages import METRICS, NUM_EXAMPLES, EvaluateRequest, Reply, Stage, TrainRequest
+from common.updates import decode_state, encode_float, encode_int8
+from server.aggregation import (
+    State,
+    average_states,
+    evaluation_metrics,
+    is_finite,
+    is_learned,
+    keep_valid,
+)
+from server.registry import SampledGrid
+from server.replies import Expectation, Judgement, judge_replies
+
+ARRAYS = "arrays"
+TRAIN_LOSS = "train-loss"
+CHUNK_VALUES = 1 << 20
+"""Values of a piece of the state, 4 MiB, that strategies are given."""
+
+EVALUATION_METRICS = (NUM_EXAMPLES, "correct", "correct-top5", "loss-sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """What is the same in all rounds of a stage."""
+
+    stage: Stage
+    num_rounds: int
+    downlink_format: str
+    min_replies: int
+    """Fewest good replies that make a round."""
+    update_shapes: Mapping[str, tuple[int, ...]]
+    """Name -> shape of the entries that an update holds."""
+    teacher_hash: str = ""
+
+
+class PackedUpdates(FedAvg):
+    """Mixin before a Flower strategy: packed requests out, checked float arrays in.
+
+    Args:
+        plan: the stage that the strategy is for.
+        learned_only: hand the strategy learned entries only and average the others plainly.
+        parameters: of the Flower strategy.
+    """
+
+    judgement: Judgement
+    """The replies of the last round, updates already given away."""
+
+    def __init__(self, *, plan: StagePlan, learned_only: bool, **parameters: Any) -> None:
+        super().__init__(
+            # The grid's view holds the sample alone: all of it is asked.
+            min_train_nodes=1,
+            min_evaluate_nodes=1,
+            min_available_nodes=1,
+            weighted_by_key=NUM_EXAMPLES,
+            arrayrecord_key=ARRAYS,
+            **parameters,
+        )
+        self.plan = plan
+        self.learned_only = learned_only
+        self._expected = Expectation(partition_of={}, round_index=-1)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Packed train requests for the sample that ``grid`` shows."""
+        payload, base = self._pack(to_state(arrays))
+        digest = payload_hash(payload)
+        assert isinstance(grid, SampledGrid)
+        self._expected = Expectation(
+            partition_of=grid.partition_of,
+            round_index=server_round - 1,
+            shapes=self.plan.update_shapes,
+            base=base,
+            base_hash=digest,
+            metric_names=(NUM_EXAMPLES, TRAIN_LOSS) if self._is_training() else (NUM_EXAMPLES,),
+        )
+        # What devices really get, rounding included, is also what server optimizers start from.
+        visible = to_chunks(base, self._visible_names())
+        messages = super().configure_train(server_round, visible, config, grid)
+        request = TrainRequest(
+            stage=self.plan.stage,
+            round_index=server_round - 1,
+            num_rounds=self.plan.num_rounds,
+            model=payload,
+            model_hash=digest,
+            teacher_hash=self.plan.teacher_hash,
+            proximal_mu=float(cast(float, config.get("proximal-mu", 0.0))),
+        )
+        return _with_content(messages, request.to_record(), grid.partition_of)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new values of the entries that updates hold; None where there are too few."""
+        judgement = judge_replies(replies, self._expected)
+        self.judgement = Judgement(
+            accepted=[replace(reply, update=b"") for reply in judgement.accepted],
+            refused=judgement.refused,
+        )
+        if len(judgement.accepted) < self.plan.min_replies:
+            return None, None
+        names = self._visible_names()
+        decoded, averaged_plainly = [], []
+        for reply in judgement.accepted:
+            # Given away one by one: two copies of every device's state would be one too many.
+            state = judgement.states.pop(0)
+            decoded.append(_float_message(to_chunks(state, names), reply))
+            averaged_plainly.append(
+                {name: state[name].copy() for name in self.plan.update_shapes if name not in names}
+            )
+        with _cheap_garbage_collection():
+            chunks, metrics = super().aggregate_train(server_round, decoded)
+        if chunks is None:
+            return None, None
+        weights = [float(reply.metrics[NUM_EXAMPLES]) for reply in judgement.accepted]
+        aggregated = average_states(averaged_plainly, weights)
+        aggregated |= from_chunks(chunks, {name: self.plan.update_shapes[name] for name in names})
+        aggregated = keep_valid({name: aggregated[name] for name in self.plan.update_shapes})
+        if not is_finite(aggregated):
+            return None, None
+        return to_record(aggregated), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Packed evaluate requests for the sample that ``grid`` shows."""
+        payload, _ = self._pack(to_state(arrays))
+        assert isinstance(grid, SampledGrid)
+        self._expected = Expectation(
+            partition_of=grid.partition_of,
+            round_index=server_round - 1,
+            metric_names=EVALUATION_METRICS,
+            min_examples=0,
+        )
+        messages = super().configure_evaluate(server_round, ArrayRecord(), config, grid)
+        request = EvaluateRequest(
+            stage=self.plan.stage, round_index=server_round - 1, model=payload
+        )
+        return _with_content(messages, request.to_record(), grid.partition_of)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord:
+        """Accuracies and loss over all held-out images of the good replies together."""
+        self.judgement = judge_replies(replies, self._expected)
+        metrics = evaluation_metrics(self.judgement.accepted)
+        return MetricRecord({name: value for name, value in metrics.items() if value is not None})
+
+    def _is_training(self) -> bool:
+        return self.plan.stage is not Stage.CALIBRATION
+
+    def _visible_names(self) -> list[str]:
+        """The entries that the strategy aggregates, in a fixed order."""
+        names = list(self.plan.update_shapes)
+        return [name for name in names if is_learned(name)] if self.learned_only else names
+
+    def _pack(self, state: State) -> tuple[bytes, State]:
+        """The model's payload in the downlink format, and the state that it decodes to."""
+        if self.plan.downlink_format == "int8":
+            payload = encode_int8(state, {})
+        else:
+            payload = encode_float(state, self.plan.downlink_format, {})
+        if self.plan.downlink_format == "float32":
+            return payload, state
+        return payload, decode_state(payload)
+
+
+def _with_content(
+    messages: Iterable[Message], content: RecordDict, partition_of: Mapping[int, int]
+) -> list[Message]:
+    """Flower's messages with our content, by partition id (Flower shuffles them)."""
+    ordered = sorted(messages, key=lambda message: partition_of[message.metadata.dst_node_id])
+    for message in ordered:
+        message.content = content
+    return ordered
+
+
+def _float_message(chunks: ArrayRecord, reply: Reply) -> Message:
+    """A good reply in the form that Flower's strategies read."""
+    names = (NUM_EXAMPLES, TRAIN_LOSS)
+    metrics = MetricRecord({n: reply.metrics[n] for n in names if n in reply.metrics})
+    content = RecordDict({ARRAYS: chunks, METRICS: metrics})
+    return Message(content=content, dst_node_id=0, message_type=MessageType.TRAIN)
+
+
+@contextmanager
+def _cheap_garbage_collection() -> Iterator[None]:
+    """Make Flower's full collections, in some strategies one for every reply, look at new objects
+    only: over all of torch's each would take half a second.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def to_chunks(state: Mapping[str, NDArray[np.float32]], names: Sequence[str]) -> ArrayRecord:
+    """The named entries one after the other, cut into a few large arrays.
+
+    Strategies work element by element or on the whole vector: for them entries have no meaning,
+    but every array costs a serialization (measured, ResNet-20: 28 ms a device with its 129
+    entries, 2 ms in one piece). Pieces keep the temporaries of robust strategies small.
+    """
+    flat = np.concatenate([state[name].ravel() for name in names])
+    pieces = np.split(flat, range(CHUNK_VALUES, flat.size, CHUNK_VALUES))
+    return ArrayRecord({str(index): Array(piece) for index, piece in enumerate(pieces)})
+
+
+def from_chunks(chunks: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> State:
+    """The entries of `to_chunks`, as float32 views of one array."""
+    flat = np.concatenate([array.numpy() for array in chunks.values()]).astype(np.float32)
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    pieces = np.split(flat, ends[:-1])
+    return {
+        name: piece.reshape(shape)
+        for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+    }
+
+
+def payload_hash(payload: bytes) -> str:
+    """Hex digest of a payload: 32 digits of BLAKE2b."""
+    return hashlib.blake2b(payload, digest_size=16).hexdigest()
+
+
+def to_record(state: State) -> ArrayRecord:
+    """A state as Flower's record."""
+    return ArrayRecord({name: Array(values) for name, values in state.items()})
+
+
+def to_state(arrays: ArrayRecord) -> State:
+    """The arrays of Flower's record."""
+    return {name: array.numpy() for name, array in arrays.items()}

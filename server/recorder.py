@@ -1,0 +1,119 @@
+"""The run folder: settings, one line of figures per round and device, models, a summary.
+
+Figures that depend on the clock have names that end in ``_seconds``; everything else is the same,
+byte for byte, in two runs with one seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from common.config import Config
+from common.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+
+
+def default_run_folder(config: Config) -> Path:
+    """run.out, or runs/<dataset>-<model>-<bits>-<time> under the current directory."""
+    if config.run.out:
+        return Path(config.run.out).expanduser()
+    bits = f"{config.quantization.weight_bits}w{config.quantization.activation_bits}a"
+    started = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.data.dataset}-{config.model.name}-{bits}-{started}"
+
+
+def check_run_folder(folder: Path) -> None:
+    """Make sure that a run can write into ``folder`` without mixing with another's files.
+
+    Raises:
+        UserError: if it is a file or holds something already.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run.out = '{folder}': expected a folder, found a file")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"run.out = '{folder}': expected a new or empty folder")
+
+
+class Recorder:
+    """Writes a run's figures as they come; a context manager that closes its file.
+
+    Args:
+        folder: made when it is missing; empty.
+        config: written as config.yaml, by section.
+
+    Raises:
+        UserError: if the folder can't be written or is not empty.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        check_run_folder(folder)
+        self.folder = folder
+        self.rounds: list[dict[str, Any]] = []
+        """The lines of all rounds so far."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG_FILE).write_text(config_yaml(config), encoding="utf-8")
+            self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"run.out = '{folder}': can't be written: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl; it is on its way to the disk before this returns."""
+        if line["kind"] == "round":
+            self.rounds.append(dict(line))
+        self._file.write(to_json(line) + "\n")
+        self._file.flush()
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json atomically."""
+        path = self.folder / SUMMARY_FILE
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def config_yaml(config: Config) -> str:
+    """All settings as YAML, by section."""
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in config.to_flat().items():
+        section, name = key.split(".", 1)
+        sections.setdefault(section, {})[name] = value
+    return yaml.safe_dump(sections, sort_keys=False)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: numbers that are not finite become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,199 @@
+"""Which devices are there: partition id <-> node id, and the seeded choice among them.
+
+Flower's node ids are random in every run; a device is therefore known, and drawn, by the
+partition id that it answers to a query.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from common.errors import UserError
+from common.messages import Reply, Status
+from common.seeding import numpy_generator
+from server.courier import Courier, Traffic
+
+POLL_SECONDS = 1.0
+"""Between two looks for new devices."""
+
+QUERY_ATTEMPTS = 3
+"""Queries to a node that answers with errors before it is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredDevice:
+    """A device that answered a query."""
+
+    partition_id: int
+    node_id: int
+    num_samples: int
+    """Training images that it says it holds."""
+    emulated: bool
+    """Whether its images are a part of the configured split."""
+
+
+class DeviceRegistry:
+    """The devices that are there now.
+
+    Args:
+        courier: asks them.
+        note: told what a user should know, in a sentence.
+    """
+
+    def __init__(self, courier: Courier, note: Callable[[str], None]) -> None:
+        self.courier = courier
+        self.note = note
+        self.traffic = Traffic()
+        """Bytes of all queries."""
+        self._by_partition: dict[int, RegisteredDevice] = {}
+        self._refused: dict[int, str] = {}
+        self._failures: dict[int, int] = {}
+
+    @property
+    def devices(self) -> list[RegisteredDevice]:
+        """All devices, by partition id."""
+        return [self._by_partition[partition] for partition in sorted(self._by_partition)]
+
+    def refresh(self) -> None:
+        """Forget devices that left; query nodes that are new or did not answer."""
+        present = set(self.courier.grid.get_node_ids())
+        self._refused = {node: why for node, why in self._refused.items() if node in present}
+        for device in self.devices:
+            if device.node_id not in present:
+                del self._by_partition[device.partition_id]
+        known = {device.node_id for device in self._by_partition.values()}
+        new = sorted(present - known - self._refused.keys())
+        exchange = self.courier.exchange(
+            Message(content=RecordDict(), dst_node_id=node_id, message_type=MessageType.QUERY)
+            for node_id in new
+        )
+        self.traffic.add(exchange.total())
+        for message in exchange.replies:
+            self._register(message)
+        for node_id, reason in exchange.failures.items():
+            self._failures[node_id] = self._failures.get(node_id, 0) + 1
+            if self._failures[node_id] == QUERY_ATTEMPTS:
+                self._refuse(node_id, f"a device can't be asked who it is: {reason}")
+
+    def _register(self, message: Message) -> None:
+        node_id = message.metadata.src_node_id
+        try:
+            reply = Reply.from_record(message.content)
+        except ValueError as error:
+            self._refuse(node_id, f"a device does not speak this protocol: {error}")
+            return
+        partition_id = reply.partition_id
+        if reply.status is not Status.OK:
+            self._refuse(node_id, f"device {partition_id} can't take part: {reply.reason}")
+        elif partition_id < 0:
+            self._refuse(node_id, f"a device with the partition id {partition_id} is ignored")
+        elif partition_id in self._by_partition:
+            self._refuse(node_id, f"a second device with partition id {partition_id} is ignored")
+        else:
+            self._by_partition[partition_id] = RegisteredDevice(
+                partition_id=partition_id,
+                node_id=node_id,
+                num_samples=int(reply.metrics.get("num-samples", 0)),
+                emulated=bool(reply.metrics.get("emulated", 0)),
+            )
+
+    def _refuse(self, node_id: int, reason: str) -> None:
+        if reason not in self._refused.values():
+            self.note(reason)
+        self._refused[node_id] = reason
+
+    def wait_for(self, num_devices: int, *, timeout_seconds: float) -> None:
+        """Refresh until at least ``num_devices`` are there.
+
+        Raises:
+            UserError: if they are not within ``timeout_seconds``, or at once when enough nodes
+                are there but too many of them are refused.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        announced = -1
+        while True:
+            self.refresh()
+            found = len(self._by_partition)
+            if found >= num_devices:
+                return
+            num_nodes = len(set(self.courier.grid.get_node_ids()))
+            is_hopeless = num_nodes >= num_devices and len(self._refused) >= num_nodes - found
+            if is_hopeless or time.monotonic() >= deadline:
+                reasons = "".join(f"; {reason}" for reason in sorted({*self._refused.values()}))
+                raise UserError(
+                    f"{found} of {num_nodes} device(s) can take part: expected at least "
+                    f"{num_devices}{reasons}"
+                )
+            if found != announced:
+                self.note(f"waiting for devices: {found} of at least {num_devices} are there")
+                announced = found
+            time.sleep(min(POLL_SECONDS, timeout_seconds))
+
+    def sample(
+        self, seed: int, purpose: str, round_index: int, *, fraction: float, minimum: int
+    ) -> list[RegisteredDevice]:
+        """Devices drawn without replacement, by partition id.
+
+        Their number is ``fraction`` of those that are there, rounded, but at least ``minimum``
+        (all of them, if they are fewer).
+        """
+        devices = self.devices
+        size = min(len(devices), max(minimum, round(fraction * len(devices))))
+        generator = numpy_generator(seed, purpose, round_index)
+        chosen = generator.permutation(len(devices))[:size]
+        return [devices[index] for index in sorted(chosen.tolist())]
+
+
+class SampledGrid(Grid):
+    """A view of a grid that knows the devices of one sample only.
+
+    Flower's strategies draw nodes from all of a grid's without a seed: from this view they draw
+    exactly the sample.
+    """
+
+    def __init__(self, grid: Grid, devices: Iterable[RegisteredDevice]) -> None:
+        self.grid = grid
+        self.devices = list(devices)
+        self.partition_of = {device.node_id: device.partition_id for device in self.devices}
+        """Node id -> partition id of the sample."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.partition_of)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [node for node in self.grid.get_nodes() if node.node_id in self.partition_of]
+
+    def set_run(self, run: Run) -> None:
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self.grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self.grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self.grid.send_and_receive(messages, timeout=timeout)

@@ -1,0 +1,184 @@
+"""Judging replies: what a device sent is checked before anything is made of it.
+
+A reply that fails a check is refused with a reason and the round goes on with the others.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from flwr.app import Message
+
+from common.messages import NUM_EXAMPLES, Reply, Status
+from common.updates import decode_state
+from common.wire import WireError
+from server.aggregation import State, is_finite
+
+MAX_EXAMPLES = 10_000_000
+"""More images than this on one device are not believed: they would outweigh all others."""
+
+COUNTS = ("correct", "correct-top5")
+"""Metrics that count some of the reply's images."""
+
+MAX_METRICS = 32
+_METRIC_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+
+
+class RefusalKind(StrEnum):
+    """Why a device's reply does not count."""
+
+    NO_REPLY = "no-reply"
+    """None came, or an error in its place."""
+    MALFORMED = "malformed"
+    WRONG_DEVICE = "wrong-device"
+    DUPLICATE = "duplicate"
+    WRONG_ROUND = "wrong-round"
+    DIVERGED = "diverged"
+    NO_DATA = "no-data"
+    BAD_METRICS = "bad-metrics"
+    BAD_UPDATE = "bad-update"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A device whose reply does not count."""
+
+    partition_id: int
+    kind: RefusalKind
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The replies of one round, good ones by partition id."""
+
+    accepted: list[Reply] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    """Decoded updates of ``accepted``; empty where replies carry none."""
+    refused: list[Refusal] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What a good reply of a round looks like."""
+
+    partition_of: Mapping[int, int]
+    """Node id -> partition id of the devices that were asked."""
+    round_index: int
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    """Name -> shape of the entries of an update; None where none is expected."""
+    base: State | None = None
+    """The state that a delta is relative to."""
+    base_hash: str = ""
+    metric_names: tuple[str, ...] = (NUM_EXAMPLES,)
+    """Metrics that must be there."""
+    min_examples: int = 1
+    """Fewest images that a reply may stand for."""
+
+
+class _RefusedError(ValueError):
+    def __init__(self, kind: RefusalKind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def judge_replies(messages: Iterable[Message], expected: Expectation) -> Judgement:
+    """Sort replies into good ones, decoded, and refused ones.
+
+    Good replies are ordered by partition id, so that sums over them do not depend on who was
+    first.
+    """
+    accepted: dict[int, tuple[Reply, State]] = {}
+    refused: list[Refusal] = []
+    for message in messages:
+        # A device is who the grid says it is, whatever it writes into its reply.
+        partition_id = expected.partition_of.get(message.metadata.src_node_id, -1)
+        try:
+            reply = _check_reply(message, partition_id, expected)
+            if partition_id in accepted:
+                raise _RefusedError(RefusalKind.DUPLICATE, "a second reply in one round")
+            accepted[partition_id] = (reply, _decode(reply, expected))
+        except _RefusedError as error:
+            refused.append(
+                Refusal(partition_id=partition_id, kind=error.kind, reason=str(error)[:300])
+            )
+    ordered = [accepted[partition_id] for partition_id in sorted(accepted)]
+    return Judgement(
+        accepted=[reply for reply, _ in ordered],
+        states=[state for _, state in ordered if state],
+        refused=sorted(refused, key=lambda refusal: refusal.partition_id),
+    )
+
+
+def _check_reply(message: Message, partition_id: int, expected: Expectation) -> Reply:
+    try:
+        reply = Reply.from_record(message.content)
+    except ValueError as error:
+        raise _RefusedError(RefusalKind.MALFORMED, str(error)) from error
+    if partition_id < 0 or reply.partition_id != partition_id:
+        raise _RefusedError(
+            RefusalKind.WRONG_DEVICE,
+            f"partition id {reply.partition_id}: expected "
+            f"{partition_id if partition_id >= 0 else 'a device that was asked'}",
+        )
+    if reply.status is Status.DIVERGED:
+        raise _RefusedError(RefusalKind.DIVERGED, reply.reason)
+    if reply.status is Status.NO_DATA:
+        raise _RefusedError(RefusalKind.NO_DATA, reply.reason)
+    if reply.status is not Status.OK:
+        raise _RefusedError(RefusalKind.MALFORMED, f"unexpected status {reply.status}")
+    if reply.round_index != expected.round_index:
+        raise _RefusedError(
+            RefusalKind.WRONG_ROUND,
+            f"round {reply.round_index}: expected {expected.round_index}",
+        )
+    _check_metrics(reply, expected)
+    return reply
+
+
+def _check_metrics(reply: Reply, expected: Expectation) -> None:
+    def refuse(reason: str) -> _RefusedError:
+        return _RefusedError(RefusalKind.BAD_METRICS, reason)
+
+    if len(reply.metrics) > MAX_METRICS:
+        raise refuse(f"{len(reply.metrics)} metrics: expected at most {MAX_METRICS}")
+    for name in expected.metric_names:
+        if name not in reply.metrics:
+            raise refuse(f"metric {name!r} is missing")
+    for name, value in reply.metrics.items():
+        if not _METRIC_NAME.fullmatch(name):
+            raise refuse(f"metric name {name[:40]!r}: expected lower-case words and hyphens")
+        if not math.isfinite(value) or value < 0:
+            raise refuse(f"{name} = {value}: expected a finite number that is not negative")
+    num_examples = reply.metrics[NUM_EXAMPLES]
+    if not expected.min_examples <= num_examples <= MAX_EXAMPLES:
+        raise refuse(
+            f"{NUM_EXAMPLES} = {num_examples}: expected {expected.min_examples} to {MAX_EXAMPLES}"
+        )
+    for name in COUNTS:
+        if reply.metrics.get(name, 0) > num_examples:
+            raise refuse(f"{name} = {reply.metrics[name]}: expected at most {num_examples}")
+
+
+def _decode(reply: Reply, expected: Expectation) -> State:
+    """The update's entries in the order of ``expected.shapes``, which strategies rely on."""
+    if expected.shapes is None:
+        return {}
+    if not reply.update:
+        raise _RefusedError(RefusalKind.BAD_UPDATE, "the reply carries no update")
+    try:
+        state = decode_state(
+            reply.update,
+            base=expected.base,
+            base_hash=expected.base_hash,
+            expected_shapes=expected.shapes,
+        )
+    except WireError as error:
+        raise _RefusedError(RefusalKind.BAD_UPDATE, str(error)) from error
+    if not is_finite(state):
+        raise _RefusedError(RefusalKind.BAD_UPDATE, "an entry holds a NaN or an infinity")
+    return {name: state[name] for name in expected.shapes}

@@ -1,0 +1,144 @@
+"""The rounds of one stage: sample, train, aggregate, evaluate, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from common.config import Config
+from common.errors import UserError
+from server.aggregation import State
+from server.courier import Courier
+from server.evaluation import Evaluation
+from server.packed_updates import PackedUpdates, to_record, to_state
+from server.recorder import Recorder
+from server.registry import DeviceRegistry, SampledGrid
+from server.reporting import Reporter
+from server.round_lines import (
+    describe_refusals,
+    device_lines,
+    float32_reply_bytes,
+    refusal_counts,
+    round_line,
+    with_failures,
+)
+
+Evaluate = Callable[[State], Evaluation]
+"""Measures a global state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What the stages of a run share."""
+
+    config: Config
+    courier: Courier
+    registry: DeviceRegistry
+    recorder: Recorder
+    reporter: Reporter
+
+    def sampled_grid(self, purpose: str, round_index: int, minimum: int) -> SampledGrid:
+        """This round's seeded sample of the devices that are there."""
+        devices = self.registry.sample(
+            self.config.run.seed,
+            f"sampling-{purpose}",
+            round_index,
+            fraction=self.config.federation.fraction,
+            minimum=minimum,
+        )
+        return SampledGrid(self.courier.grid, devices)
+
+
+def run_stage(
+    session: Session,
+    strategy: PackedUpdates,
+    state: State,
+    *,
+    evaluate: Evaluate | None = None,
+    device_interval: int = 0,
+) -> State:
+    """All rounds of the strategy's stage; returns the global state after the last.
+
+    A round with too few good replies is recorded as skipped and leaves the state as it is.
+
+    Args:
+        session: the run.
+        strategy: knows its stage.
+        state: the global state at the start, name -> float32 array.
+        evaluate: called after every evaluation.interval rounds and the last one.
+        device_interval: rounds between two evaluations on the devices; 0: none.
+
+    Raises:
+        UserError: if devices stay away, or not one round gave a new state.
+    """
+    config, plan = session.config, strategy.plan
+    session.reporter.stage(plan.stage, plan.num_rounds)
+    float32_bytes = num_done = 0
+    problem = ""
+    for round_index in range(plan.num_rounds):
+        started = time.perf_counter()
+        number = round_index + 1
+        session.registry.wait_for(plan.min_replies, timeout_seconds=config.federation.round_timeout)
+        grid = session.sampled_grid(plan.stage, round_index, plan.min_replies)
+        messages = strategy.configure_train(number, to_record(state), ConfigRecord(), grid)
+        exchange = session.courier.exchange(messages)
+        aggregated, _ = strategy.aggregate_train(number, exchange.replies)
+        judgement = with_failures(strategy.judgement, exchange, grid.partition_of)
+        for device_line in device_lines(
+            plan.stage, number, "train", judgement, exchange, grid.devices
+        ):
+            session.recorder.write(device_line)
+        if judgement.refused:
+            problem = describe_refusals(judgement.refused)
+            session.reporter.note(f"{plan.stage} round {number}: refused: {problem}")
+        if aggregated is not None:
+            num_done += 1
+            state = {**state, **to_state(aggregated)}
+        if judgement.accepted and not float32_bytes:
+            sent = {name: state[name] for name in plan.update_shapes}
+            float32_bytes = float32_reply_bytes(judgement.accepted[0], sent)
+
+        line = round_line(
+            plan.stage, number, judgement, exchange, grid.devices, float32_bytes=float32_bytes
+        )
+        line["skipped"] = aggregated is None
+        if evaluate and (number == plan.num_rounds or number % config.evaluation.interval == 0):
+            before_evaluation = time.perf_counter()
+            line |= evaluate(state).figures()
+            line["evaluation_seconds"] = time.perf_counter() - before_evaluation
+        if device_interval and number % device_interval == 0:
+            line |= _evaluate_on_devices(session, strategy, state, number)
+        line["round_seconds"] = time.perf_counter() - started
+        session.recorder.write(line)
+        session.reporter.round_done(plan.stage, round_index, line)
+    if not num_done:
+        raise UserError(
+            f"stage {plan.stage}: no round of {plan.num_rounds} had {plan.min_replies} good "
+            f"replies and a finite result{'; ' + problem if problem else ''}"
+        )
+    return state
+
+
+def _evaluate_on_devices(
+    session: Session, strategy: PackedUpdates, state: State, number: int
+) -> dict[str, Any]:
+    """The global model on the held-out images of a sample of its own."""
+    plan = strategy.plan
+    grid = session.sampled_grid("evaluation", number - 1, plan.min_replies)
+    messages = strategy.configure_evaluate(number, to_record(state), ConfigRecord(), grid)
+    exchange = session.courier.exchange(messages)
+    metrics = strategy.aggregate_evaluate(number, exchange.replies)
+    judgement = with_failures(strategy.judgement, exchange, grid.partition_of)
+    for line in device_lines(plan.stage, number, "evaluate", judgement, exchange, grid.devices):
+        session.recorder.write(line)
+    traffic = exchange.total()
+    return {
+        **metrics,
+        "evaluation_refused": refusal_counts(judgement.refused),
+        "evaluation_upload_bytes": traffic.upload_bytes,
+        "evaluation_download_bytes": traffic.download_bytes,
+    }

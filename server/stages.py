@@ -1,0 +1,84 @@
+"""The stages of a run: float warm-up, calibration, quantization-aware rounds."""
+
+from __future__ import annotations
+
+from common.config import StrategyConfig
+from common.messages import Stage
+from common.models import model_state
+from common.qat import activation_step_names
+from server.aggregation import State
+from server.global_model import BestKeeper, GlobalModel
+from server.packed_updates import StagePlan
+from server.rounds import Session, run_stage
+from server.strategy import make_strategy, required_replies
+
+PLAIN_AVERAGE = StrategyConfig(name="fedavg")
+
+
+def warm_up(session: Session, model: GlobalModel) -> State:
+    """Federated float rounds (FedAvg) from fresh weights; returns the teacher's state.
+
+    The server evaluates the float model after the rounds that evaluation.interval names; the best
+    is not looked for: the teacher is the last one.
+    """
+    state = copied_state(model)
+    plan = StagePlan(
+        stage=Stage.FLOAT,
+        num_rounds=session.config.warmup.num_rounds,
+        downlink_format=session.config.federation.downlink_format,
+        min_replies=session.config.federation.min_devices,
+        update_shapes=_shapes(state),
+    )
+    strategy = make_strategy(PLAIN_AVERAGE, plan)
+    return run_stage(session, strategy, state, evaluate=model.evaluate)
+
+
+def calibrate(session: Session, model: GlobalModel) -> State:
+    """The prepared model's state; activation steps, if it has any, from one round on the devices.
+
+    They are averaged over the devices, weighted by images.
+    """
+    state = copied_state(model)
+    names = activation_step_names(model.module)
+    if not names:
+        return state
+    plan = StagePlan(
+        stage=Stage.CALIBRATION,
+        num_rounds=1,
+        downlink_format=session.config.federation.downlink_format,
+        min_replies=session.config.federation.min_devices,
+        update_shapes={name: state[name].shape for name in names},
+    )
+    return run_stage(session, make_strategy(PLAIN_AVERAGE, plan), state)
+
+
+def train_quantized(
+    session: Session, model: GlobalModel, state: State, *, teacher_hash: str
+) -> State:
+    """QuaRC's rounds with the configured strategy; best and last model go to the run folder."""
+    config = session.config
+    plan = StagePlan(
+        stage=Stage.QUANTIZED,
+        num_rounds=config.federation.num_rounds,
+        downlink_format=config.federation.downlink_format,
+        min_replies=required_replies(config),
+        update_shapes=_shapes(state),
+        teacher_hash=teacher_hash,
+    )
+    strategy = make_strategy(config.strategy, plan, learning_rate=config.training.learning_rate)
+    return run_stage(
+        session,
+        strategy,
+        state,
+        evaluate=BestKeeper(model, session.recorder.folder).evaluate,
+        device_interval=config.evaluation.device_interval,
+    )
+
+
+def copied_state(model: GlobalModel) -> State:
+    """The module's state, on its own: the module takes other states later."""
+    return {name: values.copy() for name, values in model_state(model.module).items()}
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {name: values.shape for name, values in state.items()}

@@ -1,0 +1,144 @@
+"""Messages out and in: the teacher's delivery, failures, bytes."""
+
+from __future__ import annotations
+
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+
+from common.messages import Reply, Stage, Status, TrainRequest, message_bytes
+from server.courier import Courier
+from tests.unit.fake_grid import FakeGrid, node_id_of
+
+TEACHER = b"the teacher's payload" * 10
+
+
+def train_messages(num_devices: int, teacher_hash: str = "t1") -> list[Message]:
+    request = TrainRequest(
+        stage=Stage.QUANTIZED,
+        round_index=0,
+        num_rounds=1,
+        model=b"model",
+        model_hash="m",
+        teacher_hash=teacher_hash,
+    )
+    content = request.to_record()
+    return [
+        Message(content, dst_node_id=node_id_of(k), message_type=MessageType.TRAIN)
+        for k in range(num_devices)
+    ]
+
+
+class Devices:
+    """Devices that keep the teacher, except that ``forgetful`` ones lose it once."""
+
+    def __init__(self, forgetful: set[int] | None = None) -> None:
+        self.forgetful = forgetful or set()
+        self.kept: dict[int, bytes] = {}
+
+    def __call__(self, partition_id: int, message: Message) -> Reply:
+        request = TrainRequest.from_record(message.content)
+        if request.teacher:
+            self.kept[partition_id] = request.teacher
+        if partition_id not in self.kept:
+            return Reply(partition_id=partition_id, status=Status.TEACHER_MISSING, reason="lost")
+        return Reply(partition_id=partition_id, teacher_hash=request.teacher_hash, update=b"u" * 50)
+
+
+def make_courier(answer: object, num_devices: int = 2) -> tuple[Courier, FakeGrid]:
+    grid = FakeGrid(answer, range(num_devices))  # type: ignore[arg-type]
+    courier = Courier(grid, timeout_seconds=5.0)
+    courier.set_teacher("t1", TEACHER)
+    return courier, grid
+
+
+def test_the_teacher_travels_once() -> None:
+    devices = Devices()
+    courier, grid = make_courier(devices)
+    first = courier.exchange(train_messages(2))
+    second = courier.exchange(train_messages(2))
+    assert devices.kept == {0: TEACHER, 1: TEACHER}
+    sent = [TrainRequest.from_record(message.content).teacher for message in grid.sent]
+    assert sent == [TEACHER, TEACHER, b"", b""]
+    assert first.total().teacher_bytes == 2 * len(TEACHER)
+    assert second.total().teacher_bytes == 0
+    assert len(first.replies) == len(second.replies) == 2
+
+
+def test_a_lost_teacher_is_sent_again_in_the_same_exchange() -> None:
+    devices = Devices()
+    courier, grid = make_courier(devices)
+    courier.exchange(train_messages(2))
+    del devices.kept[1]
+    exchange = courier.exchange(train_messages(2))
+    assert [m.metadata.dst_node_id for m in grid.sent[2:]] == [
+        node_id_of(0),
+        node_id_of(1),
+        node_id_of(1),
+    ]
+    assert devices.kept[1] == TEACHER
+    assert sorted(Reply.from_record(m.content).partition_id for m in exchange.replies) == [0, 1]
+    assert not exchange.failures
+    # Both requests and both replies of the forgetful device are counted.
+    plain, lost = exchange.traffic[node_id_of(0)], exchange.traffic[node_id_of(1)]
+    assert lost.download_bytes > 2 * plain.download_bytes
+    assert lost.upload_bytes > plain.upload_bytes
+    assert lost.teacher_bytes == len(TEACHER)
+
+
+def test_a_device_that_never_keeps_the_teacher_fails() -> None:
+    courier, grid = make_courier(
+        lambda k, _: Reply(partition_id=k, status=Status.TEACHER_MISSING), num_devices=1
+    )
+    exchange = courier.exchange(train_messages(1))
+    assert len(grid.sent) == 2
+    assert not exchange.replies
+    assert exchange.failures == {node_id_of(0): "asks for the teacher although it was sent"}
+
+
+def test_a_new_teacher_is_delivered_to_all() -> None:
+    courier, grid = make_courier(Devices())
+    courier.exchange(train_messages(2))
+    courier.set_teacher("t2", b"other")
+    courier.exchange(train_messages(2, "t2"))
+    assert {TrainRequest.from_record(m.content).teacher for m in grid.sent[2:]} == {b"other"}
+
+
+def test_requests_without_a_teacher_get_none() -> None:
+    courier, grid = make_courier(lambda k, _: Reply(partition_id=k))
+    courier.exchange(train_messages(2, teacher_hash=""))
+    assert {TrainRequest.from_record(m.content).teacher for m in grid.sent} == {b""}
+
+
+def test_errors_and_silence_are_failures_of_their_node() -> None:
+    """Device 0 answers, 1 fails with two lines, 2 says nothing."""
+    answers = {0: Reply(partition_id=0), 1: Error(code=2, reason="it broke\nstack"), 2: None}
+    courier, _ = make_courier(lambda k, _: answers[k], num_devices=3)
+    exchange = courier.exchange(train_messages(3, teacher_hash=""))
+    assert len(exchange.replies) == 1
+    assert exchange.failures == {
+        node_id_of(1): "it broke",
+        node_id_of(2): "no reply within 5 s",
+    }
+
+
+def test_bytes_are_those_of_the_messages() -> None:
+    """What is counted is what message_bytes says of the messages themselves."""
+    replies: list[RecordDict] = []
+
+    def answer(partition_id: int, message: Message) -> RecordDict:
+        replies.append(
+            RecordDict({"reply": ConfigRecord({"partition-id": partition_id, "b": b"x" * 99})})
+        )
+        return replies[-1]
+
+    courier, grid = make_courier(answer)
+    exchange = courier.exchange(train_messages(2))
+    assert exchange.total().download_bytes == sum(message_bytes(m) for m in grid.sent)
+    returned = [Message(reply, reply_to=grid.sent[0]) for reply in replies]
+    assert exchange.total().upload_bytes == sum(message_bytes(m) for m in returned)
+    assert exchange.total().upload_bytes > 2 * 99
+
+
+def test_nothing_to_send_sends_nothing() -> None:
+    courier, grid = make_courier(Devices())
+    exchange = courier.exchange([])
+    assert (grid.sent, exchange.replies, exchange.total().upload_bytes) == ([], [], 0)

@@ -1,0 +1,149 @@
+"""Who is there, and the seeded choice among them."""
+
+from __future__ import annotations
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+
+from common.errors import UserError
+from common.messages import Reply, Status
+from server.courier import Courier
+from server.registry import DeviceRegistry, SampledGrid
+from tests.unit.fake_grid import Answer, FakeGrid, node_id_of, query_reply
+
+
+def make_registry(
+    answer: Answer = lambda k, _: query_reply(k), partition_ids: tuple[int, ...] = (2, 0, 1)
+) -> tuple[DeviceRegistry, FakeGrid, list[str]]:
+    notes: list[str] = []
+    grid = FakeGrid(answer, partition_ids)
+    return DeviceRegistry(Courier(grid, timeout_seconds=1.0), notes.append), grid, notes
+
+
+def partition_ids_of(registry: DeviceRegistry) -> list[int]:
+    return [device.partition_id for device in registry.devices]
+
+
+def test_devices_are_known_by_partition_id() -> None:
+    registry, _, notes = make_registry()
+    registry.refresh()
+    assert [(d.partition_id, d.node_id, d.num_samples) for d in registry.devices] == [
+        (k, node_id_of(k), 10) for k in range(3)
+    ]
+    assert not notes
+    assert registry.traffic.upload_bytes > 0
+
+
+def test_only_new_devices_are_asked() -> None:
+    registry, grid, _ = make_registry()
+    registry.refresh()
+    grid.partition_ids += [5]
+    registry.refresh()
+    assert [m.metadata.dst_node_id for m in grid.sent[3:]] == [node_id_of(5)]
+    assert partition_ids_of(registry) == [0, 1, 2, 5]
+
+
+def test_devices_that_left_are_forgotten_and_asked_again_when_they_return() -> None:
+    registry, grid, _ = make_registry()
+    registry.refresh()
+    grid.partition_ids.remove(1)
+    registry.refresh()
+    assert partition_ids_of(registry) == [0, 2]
+    grid.partition_ids.append(1)
+    registry.refresh()
+    assert partition_ids_of(registry) == [0, 1, 2]
+    assert len(grid.sent) == 4
+
+
+def test_a_second_device_of_one_partition_is_ignored() -> None:
+    registry, _, notes = make_registry(lambda *_: query_reply(7), (0, 1))
+    registry.refresh()
+    assert partition_ids_of(registry) == [7]
+    assert notes == ["a second device with partition id 7 is ignored"]
+
+
+def test_devices_that_cannot_take_part_are_named() -> None:
+    answers: dict[int, Reply | RecordDict] = {
+        0: query_reply(0),
+        1: Reply(partition_id=1, status=Status.NO_DATA, reason="no images in train/"),
+        2: RecordDict({"other": ConfigRecord({"protocol": 1})}),
+    }
+    registry, grid, notes = make_registry(lambda k, _: answers[k])
+    registry.refresh()
+    registry.refresh()
+    assert partition_ids_of(registry) == [0]
+    assert len(grid.sent) == 3
+    assert "device 1 can't take part: no images in train/" in notes
+    assert any("does not speak this protocol" in note for note in notes)
+
+
+def test_a_device_that_fails_is_asked_again() -> None:
+    failures = iter([Error(code=1, reason="starting up"), Error(code=1, reason="starting up")])
+    registry, grid, notes = make_registry(lambda k, _: next(failures, query_reply(k)), (0,))
+    for _ in range(3):
+        registry.refresh()
+    assert partition_ids_of(registry) == [0]
+    assert (len(grid.sent), notes) == (3, [])
+
+
+def test_waiting_ends_when_enough_are_there() -> None:
+    registry, _, _ = make_registry()
+    registry.wait_for(3, timeout_seconds=0.0)
+    assert len(registry.devices) == 3
+
+
+def test_waiting_for_devices_that_never_come_ends_with_the_timeout() -> None:
+    registry, _, notes = make_registry()
+    with pytest.raises(UserError, match=r"3 of 3 device\(s\) can take part: expected at least 4"):
+        registry.wait_for(4, timeout_seconds=0.05)
+    assert notes == ["waiting for devices: 3 of at least 4 are there"]
+
+
+def test_waiting_for_devices_that_refuse_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough nodes are there, but none can be asked: no use to wait an hour."""
+    monkeypatch.setattr("server.registry.POLL_SECONDS", 0.001)
+    registry, grid, _ = make_registry(lambda *_: Error(code=1, reason="no data set"), (0, 1))
+    with pytest.raises(UserError, match=r"0 of 2 device\(s\).*no data set"):
+        registry.wait_for(2, timeout_seconds=3600.0)
+    assert len(grid.sent) == 6
+
+
+def test_samples_depend_on_seed_purpose_and_round_alone() -> None:
+    """Not on node ids or on the order in which devices appeared."""
+
+    def sample(
+        order: tuple[int, ...], seed: int = 1, purpose: str = "a", round_index: int = 0
+    ) -> list[int]:
+        registry, _, _ = make_registry(partition_ids=order)
+        registry.refresh()
+        devices = registry.sample(seed, purpose, round_index, fraction=0.3, minimum=1)
+        return [device.partition_id for device in devices]
+
+    forward, backward = tuple(range(20)), tuple(reversed(range(20)))
+    chosen = sample(forward)
+    assert len(chosen) == 6
+    assert chosen == sorted(set(chosen))
+    assert sample(backward) == chosen
+    others = [sample(forward, 2), sample(forward, 1, "b"), sample(forward, 1, "a", 1)]
+    assert all(other != chosen for other in others)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "minimum", "expected"), [(0.5, 1, 2), (0.01, 2, 2), (1.0, 1, 3), (0.1, 9, 3)]
+)
+def test_size_of_a_sample(fraction: float, minimum: int, expected: int) -> None:
+    """Of three devices: 1.5 rounds to 2 (half to even), never below the minimum or above 3."""
+    registry, _, _ = make_registry()
+    registry.refresh()
+    assert len(registry.sample(0, "a", 0, fraction=fraction, minimum=minimum)) == expected
+
+
+def test_a_sampled_grid_shows_its_sample_alone() -> None:
+    registry, grid, _ = make_registry(partition_ids=(0, 1, 2, 3))
+    registry.refresh()
+    view = SampledGrid(grid, registry.devices[1:3])
+    assert list(view.get_node_ids()) == [node_id_of(1), node_id_of(2)]
+    assert [node.node_id for node in view.get_nodes()] == [node_id_of(1), node_id_of(2)]
+    assert view.partition_of == {node_id_of(1): 1, node_id_of(2): 2}
+    message = Message(RecordDict(), dst_node_id=node_id_of(1), message_type="query")
+    assert len(list(view.send_and_receive([message]))) == 1

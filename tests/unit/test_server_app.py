@@ -1,0 +1,343 @@
+"""Whole federations on the server's side, with devices that answer by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message, MessageType, RecordDict
+
+from common.checkpoints import content_hash, load_checkpoint, save_checkpoint
+from common.config import Config
+from common.datasets import load_dataset
+from common.errors import UserError
+from common.messages import EvaluateRequest, Reply, Stage, Status, TrainRequest
+from common.models import create_model, model_state
+from common.packed_model import load_packed_model
+from common.updates import decode_state, encode_float
+from server.app import app, run_federation
+from server.evaluation import evaluate
+from tests.unit.fake_grid import Answer, FakeGrid, is_query, query_reply
+
+pytest.importorskip("sklearn")
+
+SHIFT = 0.125
+"""Device k answers a train request with its last bias raised by (k + 1) SHIFT."""
+
+BIAS = "fc.bias"
+
+
+class SilentReporter:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def start(self, config: Config, run_folder: Path) -> None:
+        self.events.append(("start", run_folder))
+
+    def stage(self, name: Stage, num_rounds: int) -> None:
+        self.events.append(("stage", name, num_rounds))
+
+    def round_done(self, stage: Stage, round_index: int, metrics: Any) -> None:
+        self.events.append(("round", stage, round_index, metrics["skipped"]))
+
+    def note(self, text: str) -> None:
+        self.events.append(("note", text))
+
+    def finish(self, summary: Any) -> None:
+        self.events.append(("finish", summary["final_accuracy"]))
+
+    def notes(self) -> list[str]:
+        return [event[1] for event in self.events if event[0] == "note"]
+
+
+def answer(partition_id: int, message: Message) -> Reply:
+    """A device that learns by raising its last bias and that always keeps the teacher."""
+    if is_query(message):
+        return query_reply(partition_id)
+    if message.metadata.message_type == MessageType.EVALUATE:
+        request = EvaluateRequest.from_record(message.content)
+        metrics = {"num-examples": 4, "correct": 3, "correct-top5": 4, "loss-sum": 2.0}
+        return Reply(partition_id=partition_id, round_index=request.round_index, metrics=metrics)
+    return train_reply(partition_id, TrainRequest.from_record(message.content))
+
+
+def train_reply(partition_id: int, request: TrainRequest) -> Reply:
+    state = decode_state(request.model)
+    metrics = {"num-examples": 10, "train-loss": 1.0, "train-seconds": 0.5, "coreset-size": 5}
+    if request.stage is Stage.CALIBRATION:
+        state = {
+            name: np.full_like(values, partition_id + 1)
+            for name, values in state.items()
+            if "input_quantizer" in name
+        }
+        metrics = {"num-examples": 10}
+    else:
+        state[BIAS] = state[BIAS] + np.float32(SHIFT * (partition_id + 1))
+    return Reply(
+        partition_id=partition_id,
+        round_index=request.round_index,
+        update=encode_float(state, "float32", {}),
+        teacher_hash=request.teacher_hash,
+        metrics=metrics,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDQUARC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def config_with(changes: dict[str, Any] | None = None) -> Config:
+    flat = {
+        "data.num-devices": 3,
+        "warmup.num-rounds": 2,
+        "federation.num-rounds": 3,
+        "federation.round-timeout": 1.0,
+        "evaluation.threads": 1,
+        "evaluation.device-interval": 0,
+    }
+    return Config.from_flat({**flat, **(changes or {})})
+
+
+def run(
+    run_folder: Path, config: Config, device: Answer = answer
+) -> tuple[dict[str, Any], FakeGrid, SilentReporter]:
+    grid, reporter = FakeGrid(device), SilentReporter()
+    summary = run_federation(grid, config, reporter, run_folder)
+    return summary, grid, reporter
+
+
+def requests_of(grid: FakeGrid) -> list[TrainRequest]:
+    return [TrainRequest.from_record(m.content) for m in grid.sent_of(MessageType.TRAIN)]
+
+
+def read_lines(run_folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_from_warm_up_to_summary(run_folder: Path) -> None:
+    """Three devices raise the bias by 1, 2 and 3 SHIFT: the mean rises by 2 SHIFT in a round.
+
+    Two warm-up rounds make the teacher's bias 4 SHIFT above the start, three rounds more the
+    last model's 10 SHIFT.
+    """
+    summary, grid, reporter = run(run_folder, config_with())
+    requests = requests_of(grid)
+    assert [request.stage for request in requests] == [Stage.FLOAT] * 6 + [Stage.QUANTIZED] * 9
+    assert [request.round_index for request in requests[::3]] == [0, 1, 0, 1, 2]
+    start = decode_state(requests[0].model)[BIAS]
+
+    teacher = load_checkpoint(run_folder / "teacher.safetensors", "resnet8", 10, 1)
+    np.testing.assert_allclose(teacher[BIAS], start + 4 * SHIFT, rtol=1e-6)
+    assert requests[0].teacher_hash == ""
+    assert {request.teacher_hash for request in requests[6:]} == {content_hash(teacher)}
+    assert summary["teacher_hash"] == content_hash(teacher)
+    sent_teachers = [request.teacher for request in requests[6:]]
+    assert len(set(sent_teachers[:3])) == 1
+    assert content_hash(decode_state(sent_teachers[0])) == content_hash(teacher)
+    assert sent_teachers[3:] == [b""] * 6
+
+    last = decode_state(requests[-1].model)[BIAS] + 2 * SHIFT
+    np.testing.assert_allclose(last, start + 10 * SHIFT, rtol=1e-5)
+    packed = load_packed_model(run_folder / "last.fqrc")
+    np.testing.assert_allclose(model_state(packed)[BIAS], last, rtol=1e-6)
+
+    assert [event[:3] for event in reporter.events if event[0] != "note"] == [
+        ("start", run_folder),
+        ("stage", Stage.FLOAT, 2),
+        ("round", Stage.FLOAT, 0),
+        ("round", Stage.FLOAT, 1),
+        ("stage", Stage.QUANTIZED, 3),
+        ("round", Stage.QUANTIZED, 0),
+        ("round", Stage.QUANTIZED, 1),
+        ("round", Stage.QUANTIZED, 2),
+        ("finish", summary["final_accuracy"]),
+    ]
+    assert json.loads((run_folder / "summary.json").read_text()) == summary
+    assert summary["warmup_rounds"] == 2
+    assert summary["train_seconds"] == 9 * 0.5
+
+
+def test_the_deployed_model_is_the_one_that_was_measured(run_folder: Path) -> None:
+    """best.fqrc, measured again, has the best accuracy; last.fqrc the final one."""
+    summary, _, _ = run(run_folder, config_with())
+    data = load_dataset("digits")
+    for name, expected in (("best", "best_accuracy"), ("last", "final_accuracy")):
+        model = load_packed_model(run_folder / f"{name}.fqrc")
+        result = evaluate(model, data.test.images, data.test.labels, data.mean, data.std)
+        assert result.accuracy == summary[expected]
+
+
+def test_lines_of_rounds_and_devices(run_folder: Path) -> None:
+    summary, grid, _ = run(run_folder, config_with({"evaluation.interval": 2}))
+    lines = read_lines(run_folder)
+    assert [line["kind"] for line in lines] == (["device"] * 3 + ["round"]) * 5
+    device = lines[13]
+    assert (device["stage"], device["round"], device["partition_id"]) == ("quantized", 2, 1)
+    assert (device["status"], device["task"], device["train_loss"]) == ("ok", "train", 1.0)
+    rounds = [line for line in lines if line["kind"] == "round"]
+    assert ["accuracy" in line for line in rounds] == [False, True, False, True, True]
+    quantized = rounds[2:]
+    assert summary["upload_bytes"] == sum(line["upload_bytes"] for line in quantized)
+    # The updates are float32 here: the comparison must come out even but for a few bytes.
+    assert summary["float32_upload_bytes"] == pytest.approx(summary["upload_bytes"], rel=1e-3)
+    assert quantized[0]["teacher_bytes"] == sum(len(r.teacher) for r in requests_of(grid)) > 0
+    assert quantized[1]["teacher_bytes"] == 0
+
+
+def test_two_runs_differ_in_seconds_only(tmp_path: Path) -> None:
+    def without_seconds(value: dict[str, Any]) -> dict[str, Any]:
+        return {name: item for name, item in value.items() if not name.endswith("_seconds")}
+
+    config = config_with({"federation.fraction": 0.67})
+    runs = [run(tmp_path / name, config)[0] for name in ("a", "b")]
+    assert without_seconds(runs[0]) == without_seconds(runs[1])
+    lines = [[without_seconds(x) for x in read_lines(tmp_path / name)] for name in ("a", "b")]
+    assert lines[0] == lines[1]
+    for name in ("last.fqrc", "best.safetensors", "teacher.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_with_a_checkpoint_there_is_no_warm_up(tmp_path: Path, run_folder: Path) -> None:
+    state = model_state(create_model("resnet8", num_classes=10, in_channels=1))
+    save_checkpoint(tmp_path / "float.safetensors", state, {})
+    config = config_with({"model.teacher": str(tmp_path / "float.safetensors")})
+    summary, grid, _ = run(run_folder, config)
+    assert {request.stage for request in requests_of(grid)} == {Stage.QUANTIZED}
+    assert summary["teacher_hash"] == content_hash(state)
+    assert not (run_folder / "teacher.safetensors").exists()
+
+
+def test_activation_steps_come_from_the_devices(run_folder: Path) -> None:
+    """Devices answer steps 1, 2 and 3 for the same number of images: the mean is 2."""
+    _, grid, _ = run(run_folder, config_with({"quantization.activation-bits": 4}))
+    requests = requests_of(grid)
+    calibration = [r for r in requests if r.stage is Stage.CALIBRATION]
+    assert (len(calibration), {r.teacher for r in calibration}) == (3, {b""})
+    state = decode_state(next(r for r in requests if r.stage is Stage.QUANTIZED).model)
+    steps = [v for name, v in state.items() if name.endswith("input_quantizer.step")]
+    assert steps
+    assert {float(step) for step in steps} == {2.0}
+
+
+def test_devices_measure_the_model_when_they_are_asked(run_folder: Path) -> None:
+    """Every second round, 3 of 4 right on each device."""
+    summary, grid, _ = run(run_folder, config_with({"evaluation.device-interval": 2}))
+    sent = grid.sent_of(MessageType.EVALUATE)
+    assert [EvaluateRequest.from_record(m.content).round_index for m in sent] == [1, 1, 1]
+    assert summary["device_accuracy"] == 75.0
+    assert summary["evaluation_upload_bytes"] > 0
+    evaluated = [line for line in read_lines(run_folder) if line.get("task") == "evaluate"]
+    assert [line["correct"] for line in evaluated] == [3, 3, 3]
+
+
+def test_a_round_goes_on_without_the_devices_that_fail(run_folder: Path) -> None:
+    """Device 1 diverges in every round, device 2's process dies in the last one."""
+
+    def device(partition_id: int, message: Message) -> Reply | Error:
+        if message.metadata.message_type != MessageType.TRAIN:
+            return answer(partition_id, message)
+        request = TrainRequest.from_record(message.content)
+        if partition_id == 1:
+            return Reply(
+                partition_id=1,
+                round_index=request.round_index,
+                status=Status.DIVERGED,
+                reason="loss is nan in step 0",
+            )
+        if partition_id == 2 and request.stage is Stage.QUANTIZED and request.round_index == 2:
+            return Error(code=8, reason="process died")
+        return train_reply(partition_id, request)
+
+    summary, grid, reporter = run(run_folder, config_with({"federation.min-devices": 2}), device)
+    assert summary["refused_replies"] == {"diverged": 5, "no-reply": 1}
+    assert summary["skipped_rounds"] == 1
+    lines = [line for line in read_lines(run_folder) if line["kind"] == "device"]
+    assert [line["status"] for line in lines[-3:]] == ["ok", "diverged", "no-reply"]
+    assert lines[-1]["reason"] == "process died"
+    assert any("device 1: loss is nan in step 0" in note for note in reporter.notes())
+    # The skipped round left the model as it was before.
+    packed = model_state(load_packed_model(run_folder / "last.fqrc"))[BIAS]
+    np.testing.assert_array_equal(packed, decode_state(requests_of(grid)[-1].model)[BIAS])
+
+
+def test_a_federation_without_a_good_round_fails(run_folder: Path) -> None:
+    def device(partition_id: int, message: Message) -> Reply | None:
+        return answer(partition_id, message) if is_query(message) else None
+
+    with pytest.raises(UserError, match=r"stage float: no round of 2 .*no reply within 1 s"):
+        run(run_folder, config_with(), device)
+    assert not (run_folder / "summary.json").exists()
+
+
+def test_the_split_is_drawn_when_devices_are_emulated(run_folder: Path) -> None:
+    pytest.importorskip("flwr_datasets")
+    pytest.importorskip("matplotlib")
+
+    def device(partition_id: int, message: Message) -> Reply:
+        if is_query(message):
+            return query_reply(partition_id, emulated=1)
+        return answer(partition_id, message)
+
+    run(run_folder, config_with({"data.partition": "iid"}), device)
+    assert (run_folder / "split.png").read_bytes().startswith(b"\x89PNG")
+    assert (run_folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.teacher": "none.safetensors"}, "none.safetensors"),
+        ({"data.dataset": "folder", "data.root": "/does/not/exist"}, "/does/not/exist"),
+        ({"strategy.name": "krum", "strategy.num-malicious": 1}, "krum needs at least 5"),
+        ({"data.num-devices": 9, "federation.min-devices": 4}, "expected at least 4"),
+    ],
+    ids=["teacher", "data", "strategy", "devices"],
+)
+def test_bad_input_is_named_before_anything_is_written(
+    run_folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = config_with({**changes, "federation.round-timeout": 0.01})
+    with pytest.raises(UserError, match=message):
+        run(run_folder, config)
+    assert not run_folder.exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, run_folder: Path) -> None:
+    state = model_state(create_model("resnet20", num_classes=10, in_channels=1))
+    save_checkpoint(tmp_path / "other.safetensors", state, {})
+    config = config_with({"model.teacher": str(tmp_path / "other.safetensors")})
+    with pytest.raises(UserError, match=r"other\.safetensors is not a resnet8"):
+        run(run_folder, config)
+    assert not run_folder.exists()
+
+
+def context_with(run_config: dict[str, Any]) -> Context:
+    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
+
+
+def test_the_server_app_reads_the_run_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app(FakeGrid(answer), context_with(config_with().to_flat()))
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-resnet8-2w32a-")
+    assert (folder / "summary.json").exists()
+
+
+def test_a_bad_run_config_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="weight-bitz"):
+        app(FakeGrid(answer), context_with({"quantization.weight-bitz": 2}))
+    assert not list(tmp_path.iterdir())
