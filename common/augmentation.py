@@ -1,0 +1,116 @@
+"""Images on their way into a model: random crop, flip and normalisation of a whole batch at once.
+
+A batch costs five passes over little memory: gather, pad, cut windows, mirror half, scale; all but
+the last move bytes. Tensors are on the CPU, results are in the channels_last layout. Crops are
+padded with black, as by torchvision's RandomCrop before Normalize.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.datasets import Dataset
+
+
+def augment_batch(
+    images: Tensor,
+    indices: Tensor,
+    dataset: Dataset,
+    *,
+    generator: torch.Generator,
+    augment: bool = True,
+) -> Tensor:
+    """The model's input for the images at ``indices``.
+
+    Args:
+        images: uint8 [n, channels, height, width].
+        indices: int64 [b].
+        dataset: how its images are normalised, cropped and flipped.
+        generator: source of the augmentation; not used without it.
+        augment: False: normalise only.
+
+    Returns:
+        float32 [b, channels, height, width], channels_last.
+    """
+    batch = images.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
+    if augment:
+        batch = random_crop_flip(batch, generator, padding=dataset.crop_padding, flip=dataset.flip)
+    return normalize(batch, dataset.mean, dataset.std)
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(pixels / 255 - mean) / std for each channel.
+
+    Args:
+        images: uint8 [b, channels, height, width].
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+
+    Returns:
+        float32 [b, channels, height, width], channels_last.
+    """
+    batch = images.permute(0, 2, 3, 1)
+    shape = batch.shape
+    scale, shift = _scale_shift(mean, std, shape[1] * shape[2])
+    pixels = batch.reshape(shape[0], scale.numel()).float()
+    return torch.addcmul(shift, pixels, scale, out=pixels).view(shape).permute(0, 3, 1, 2)
+
+
+def random_crop_flip(
+    images: Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True
+) -> Tensor:
+    """Shift every image by its own random offset, and mirror it with probability 1/2.
+
+    Args:
+        images: uint8 [b, channels, height, width].
+        generator: source of offsets and flips; two numbers an image are drawn for the offset and,
+            with ``flip``, one for the flip.
+        padding: largest shift in pixels, each way; what comes in from outside is black (0).
+        flip: whether images are mirrored.
+
+    Returns:
+        uint8 [b, channels, height, width], channels innermost in memory.
+    """
+    num_images, num_channels, height, width = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, num_images), generator=generator).numpy()
+    padded = np.zeros(
+        (num_images, height + 2 * padding, width + 2 * padding, num_channels), dtype=np.uint8
+    )
+    padded[:, padding : padding + height, padding : padding + width] = images.permute(
+        0, 2, 3, 1
+    ).numpy()
+    # All windows of all images as a view. numpy picks b of them row by row; torch's indexing
+    # copies byte by byte (measured, 64 images of 32 x 32: 13 against 117 microseconds).
+    rows = padded.reshape(num_images, height + 2 * padding, -1)
+    windows = np.lib.stride_tricks.as_strided(
+        rows,
+        (num_images, 2 * padding + 1, 2 * padding + 1, height, width * num_channels),
+        (rows.strides[0], rows.strides[1], num_channels, rows.strides[1], 1),
+        writeable=False,
+    )
+    crops = windows[np.arange(num_images), top, left]
+    crops = crops.reshape(num_images, height, width, num_channels)
+    if flip:
+        chosen = torch.randint(0, 2, (num_images,), generator=generator).nonzero().squeeze(1)
+        mirrored = torch.from_numpy(crops).index_select(0, chosen).flip(2)
+        crops[chosen.numpy()] = mirrored.numpy()
+    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _scale_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], num_pixels: int
+) -> tuple[Tensor, Tensor]:
+    """Factors and offsets of a whole image, [num_pixels * channels] each.
+
+    Written out for every pixel because broadcasting along three channels makes inner loops of
+    three (measured, 64 images of 32 x 32: 256 against 30 microseconds).
+    """
+    deviation = torch.tensor(std, dtype=torch.float64)
+    scale = 1.0 / (255.0 * deviation)
+    shift = -torch.tensor(mean, dtype=torch.float64) / deviation
+    return scale.float().repeat(num_pixels), shift.float().repeat(num_pixels)
