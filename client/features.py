@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class FeatureTap:
@@ -17,7 +18,7 @@ class FeatureTap:
 
     def __init__(self, model: nn.Module, layer_names: Sequence[str]) -> None:
         self._layers = [model.get_submodule(name) for name in layer_names]
-        self._handles: list[object] = []
+        self._handles: list[RemovableHandle] = []
         self._outputs: dict[int, Tensor] = {}
 
     def __enter__(self) -> Self:
@@ -32,7 +33,7 @@ class FeatureTap:
         trace: TracebackType | None,
     ) -> None:
         for handle in self._handles:
-            handle.remove()  # type: ignore[attr-defined]
+            handle.remove()
         self._handles.clear()
         self._outputs.clear()
 
@@ -42,7 +43,7 @@ class FeatureTap:
         self._outputs.clear()
         return outputs
 
-    def _keeper(self, index: int) -> object:
+    def _keeper(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
             self._outputs[index] = output
 
