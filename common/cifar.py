@@ -8,6 +8,7 @@ The layouts are told apart by what is there:
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,10 +115,18 @@ def _download(cifar: Cifar, downloads: Path) -> None:
     from filelock import FileLock
     from torchvision import datasets  # seconds to import: only when it is needed
 
+    complete = downloads / cifar.torchvision_folder
+    # Unpacked elsewhere: what was cut off must not be taken for the data set the next time.
+    partial_download = downloads / f"{cifar.torchvision_folder}.partial"
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         with FileLock(downloads / f"{cifar.torchvision_folder}.lock"), _socket_timeout():
-            getattr(datasets, cifar.torchvision_class)(str(downloads), download=True)
+            if complete.is_dir():  # another process was faster
+                return
+            reader = getattr(datasets, cifar.torchvision_class)
+            reader(str(partial_download), download=True)
+            (partial_download / cifar.torchvision_folder).rename(complete)
+            shutil.rmtree(partial_download)  # the archive
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 from pathlib import Path
 from urllib.error import URLError
 
@@ -255,3 +256,20 @@ class TestNothingFound:
         for _ in range(2):
             assert_is_written(cifar_source("cifar10", None, tmp_path).open())
         assert len(downloads) == 1
+
+    def test_download_that_was_cut_off_is_done_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def cut_off(url: str, root: str, **_: object) -> None:
+            (write_torchvision(Path(root), monkeypatch) / "test_batch").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        def finish(url: str, root: str, **_: object) -> None:
+            shutil.rmtree(Path(root) / "cifar-10-batches-py")
+            write_torchvision(Path(root), monkeypatch)
+
+        monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            cifar_source("cifar10", None, tmp_path)
+        monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", finish)
+        assert_is_written(cifar_source("cifar10", None, tmp_path).open())
