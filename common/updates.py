@@ -1,0 +1,260 @@
+"""Update formats: a model state, or its change, as one payload, and back.
+
+A state is a mapping from names to float32 arrays. Uplink formats, device to server:
+
+- ``codes``: the quantized weights as the b-bit codes and steps that the deployed model uses, the
+  rest as float32. Lossless for the deployed model; sub-step progress of the latent weights stays
+  on the device.
+- ``delta``: the change against a base state that both sides hold, quantized to a few bits with
+  unbiased stochastic rounding per output channel (as in QSGD, Alistarh et al., NeurIPS 2017), with
+  error feedback (Seide et al., Interspeech 2014): what one round's rounding lost is added to the
+  next round's change.
+- ``float32``: the reference.
+
+Downlink formats, server to device: ``float32``, ``float16`` and ``int8``.
+
+The payload itself is that of common.wire, its format in the metadata under "format".
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import wire
+from common.flat_tensors import (
+    Shapes,
+    State,
+    channel_codes,
+    flat_copy,
+    flat_views,
+    half_tensors,
+)
+from common.wire import Codes, Plain, WireError, WireTensor
+
+UPDATE_FORMATS = ("codes", "delta", "float32")
+DOWNLINK_FORMATS = ("float32", "float16", "int8")
+
+Metadata = Mapping[str, str | int | float]
+
+FORMAT_KEY = "format"
+BASE_HASH_KEY = "base-hash"
+
+
+def encode_float(state: State, dtype: str, metadata: Metadata) -> bytes:
+    """Encodes a state as floats.
+
+    Args:
+        state: name -> float32 array.
+        dtype: "float32", or "float16"; a tensor beyond float16's range (65504) stays float32.
+        metadata: sent along; "format" is set here.
+
+    Raises:
+        ValueError: an unknown dtype, or a state that is not float32 or not finite (by name).
+    """
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype must be float32 or float16, got {dtype!r}")
+    _check_dtypes(state)
+    if dtype == "float16":
+        flat, views = flat_copy(state, state)
+        tensors = half_tensors(flat, views)
+    else:
+        tensors = {name: Plain(values) for name, values in state.items()}
+    return _encode(tensors, state, dtype, metadata)
+
+
+def encode_codes(state: State, quantized: Mapping[str, Codes], metadata: Metadata) -> bytes:
+    """Encodes the low-bit model itself: the given codes, and everything else as float32.
+
+    Args:
+        state: name -> float32 array.
+        quantized: name -> codes and steps sent in place of the array of that name and shape.
+        metadata: sent along; "format" is set here.
+
+    Raises:
+        ValueError: codes for a tensor that is not in the state or has another shape; codes out of
+            their range; a state that is not float32 or not finite (by name).
+    """
+    _check_dtypes(state)
+    for name, codes in quantized.items():
+        if name not in state or state[name].shape != codes.shape:
+            raise ValueError(
+                f"codes of {name!r} have shape {codes.shape}, the state has "
+                f"{state[name].shape if name in state else 'no such tensor'}"
+            )
+    rest = {name: Plain(values) for name, values in state.items() if name not in quantized}
+    return _encode({**quantized, **rest}, state, "codes", metadata)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # wire.encode refuses by name what is not finite
+def encode_delta(
+    state: State,
+    base: State,
+    bits: int,
+    residual: State | None,
+    generator: np.random.Generator,
+    metadata: Metadata,
+) -> tuple[bytes, dict[str, NDArray[np.float32]]]:
+    """Encodes ``state - base + residual``, rounded so that its mean is unbiased.
+
+    Tensors of two and more dimensions go as ``bits``-bit codes with one step per output channel
+    (axis 0), max|delta| / Q_P; all others as float16, or as float32 where float16 overflows.
+
+    Args:
+        state: name -> float32 array.
+        base: the state that the receiver holds; same names and shapes.
+        bits: 2 to 8.
+        residual: what this sender's previous delta lost; None in its first round.
+        generator: dither of the stochastic rounding.
+        metadata: sent along; "format" is set here. "base-hash", if given, is compared by
+            `decode_state`.
+
+    Returns:
+        (payload, new residual): delta + residual = decoded delta + new residual. The arrays of the
+        residual are views of one buffer.
+
+    Raises:
+        ValueError: ``bits`` outside 2-8, other names or shapes in ``base`` or ``residual``, or a
+            change that is not finite (by name).
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits must be 2 to 8, got {bits}")
+    _check_dtypes(state)
+    _check_matches("base", base, state)
+    if residual is not None:
+        _check_matches("residual", residual, state)
+    coded, plain = _split_names(state)
+    delta, views = flat_views({name: state[name].shape for name in coded + plain})
+    for name, change in views.items():
+        np.subtract(state[name], base[name], out=change)
+        if residual is not None:
+            change += residual[name]
+
+    boundary = sum(state[name].size for name in coded)
+    coded_delta, plain_delta = delta[:boundary], delta[boundary:]
+    # What rounding loses takes the place of the delta: the views become the residual.
+    halves = half_tensors(plain_delta, {name: views[name] for name in plain})
+    if plain:
+        plain_delta -= np.concatenate([tensor.values.ravel() for tensor in halves.values()])
+    codes = channel_codes(
+        coded_delta, {name: views[name] for name in coded}, bits, generator, lost=coded_delta
+    )
+    return _encode({**codes, **halves}, state, "delta", metadata), views
+
+
+def encode_int8(state: State, metadata: Metadata) -> bytes:
+    """Encodes a state for the downlink: tensors of two and more dimensions as 8-bit codes.
+
+    The codes are rounded to nearest, with one step per output channel (axis 0), max|w| / 127; all
+    other tensors go as float32.
+
+    Args:
+        state: name -> float32 array.
+        metadata: sent along; "format" is set here.
+
+    Raises:
+        ValueError: a state that is not float32 or not finite (by name).
+    """
+    _check_dtypes(state)
+    coded, plain = _split_names(state)
+    tensors: dict[str, WireTensor] = {name: Plain(state[name]) for name in plain}
+    tensors |= channel_codes(*flat_copy(state, coded), bits=8)
+    return _encode(tensors, state, "int8", metadata)
+
+
+def decode_state(
+    payload: bytes | bytearray | memoryview,
+    *,
+    base: State | None = None,
+    expected_shapes: Shapes | None = None,
+    max_values: int = wire.DEFAULT_MAX_VALUES,
+    base_hash: str | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Decodes a payload of any of the formats to the full state that it stands for.
+
+    Args:
+        payload: what one of the encoders returned, or any other bytes.
+        base: the state that a delta is added to.
+        expected_shapes: name -> shape of exactly the tensors that must be there; None accepts any,
+            or for a delta those of ``base``.
+        max_values: most values over all tensors.
+        base_hash: what the metadata of a delta must hold under "base-hash"; None does not compare.
+
+    Returns:
+        name -> float32 array, new and writable; all are views of one buffer.
+
+    Raises:
+        WireError: a payload that is not as expected, by the name of the field or tensor; a delta
+            without a base, against another base, or one that does not stay finite when added.
+    """
+    tensors, metadata = wire.decode(payload, expected=expected_shapes, max_values=max_values)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    update_format = metadata.get(FORMAT_KEY)
+    if update_format not in {*UPDATE_FORMATS, *DOWNLINK_FORMATS}:
+        raise WireError(f"metadata {FORMAT_KEY!r}: unknown format {update_format!a:.80}")
+    flat, views = flat_views(shapes)
+    for name, tensor in tensors.items():
+        tensor.dequantize(out=views[name])
+    if update_format == "delta":
+        if base is None:
+            raise WireError(f"metadata {FORMAT_KEY!r}: a delta, but there is no base to add it to")
+        if base_hash is not None and metadata.get(BASE_HASH_KEY) != base_hash:
+            raise WireError(
+                f"metadata {BASE_HASH_KEY!r}: expected {base_hash!r}, "
+                f"got {metadata.get(BASE_HASH_KEY)!a:.80}"
+            )
+        names = base if expected_shapes is None else expected_shapes
+        wire.check_shapes(shapes, {name: base[name].shape for name in names if name in base})
+        _add(base, flat, views)
+    return views
+
+
+def _add(base: State, flat: NDArray[np.float32], views: Mapping[str, NDArray[np.float32]]) -> None:
+    """Adds the base to the views of ``flat``, in place."""
+    with np.errstate(over="ignore"):
+        for name, values in views.items():
+            values += base[name]
+    if not np.isfinite(flat).all():
+        name = next(name for name, values in views.items() if not np.isfinite(values).all())
+        raise WireError(f"tensor {name!r}: base + delta is not finite")
+
+
+def _encode(
+    tensors: Mapping[str, WireTensor], order: Iterable[str], update_format: str, metadata: Metadata
+) -> bytes:
+    if FORMAT_KEY in metadata:
+        raise ValueError(
+            f"metadata {FORMAT_KEY!r} is set by the encoder, got {metadata[FORMAT_KEY]!r}"
+        )
+    return wire.encode(
+        {name: tensors[name] for name in order}, {FORMAT_KEY: update_format, **metadata}
+    )
+
+
+def _check_dtypes(state: State) -> None:
+    for name, values in state.items():
+        if values.dtype != np.float32:
+            raise ValueError(f"state {name!r} must be float32, got {values.dtype}")
+
+
+def _check_matches(what: str, other: State, state: State) -> None:
+    if other.keys() != state.keys():
+        raise ValueError(
+            f"{what} must hold the names of the state, differs in "
+            f"{sorted(other.keys() ^ state.keys())}"
+        )
+    for name, values in state.items():
+        if other[name].shape != values.shape or other[name].dtype != np.float32:
+            raise ValueError(
+                f"{what} {name!r} must be float32 of shape {values.shape}, "
+                f"got {other[name].dtype} {other[name].shape}"
+            )
+
+
+def _split_names(state: State) -> tuple[list[str], list[str]]:
+    """Names of the tensors that are sent as codes, and of the small rest."""
+    coded: list[str] = []
+    plain: list[str] = []
+    for name, values in state.items():
+        (coded if values.ndim >= 2 and values.size else plain).append(name)
+    return coded, plain
