@@ -57,7 +57,7 @@ def evaluate(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     *,
-    batch_size: int = 128,
+    batch_size: int = 64,
 ) -> Evaluation:
     """Measure a model in eval mode; its mode afterwards is what it was.
 
@@ -67,7 +67,7 @@ def evaluate(
         labels: int64 [n].
         mean: per channel, of pixel values in [0, 1].
         std: per channel, of pixel values in [0, 1].
-        batch_size: images per step; beyond 128 small networks fall out of the processor's cache.
+        batch_size: images per step; large ones fall out of the processor's cache.
 
     Raises:
         ValueError: without images.
