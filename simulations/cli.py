@@ -1,0 +1,147 @@
+"""``python -m simulations``: run a scenario, list those that there are, look up settings.
+
+Exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from rich.console import Console
+from rich.text import Text
+
+from common.errors import UserError
+from simulations.paper.command import add_paper_command
+from simulations.pretrain_command import add_pretrain_command
+from simulations.scenario import load_scenario, parse_overrides, shipped_scenarios
+
+ENGINES = ("local", "ray")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except UserError as error:
+        return _fail(str(error), code=2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    except Exception as error:
+        if options.debug:
+            raise
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", code=1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m simulations", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a federation on this machine")
+    run.add_argument("scenario", metavar="SCENARIO", help="a name from `list`, or a YAML file")
+    run.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="replace settings of the scenario, for example data.alpha=0.1",
+    )
+    run.add_argument("--out", metavar="DIR", help="new or empty folder for the results")
+    run.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="local: worker processes; ray: Flower's Simulation Runtime (default: local)",
+    )
+    run.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count,
+        help="devices emulated at the same time; 0: one, in this process (default: every CPU)",
+    )
+    run.add_argument("--debug", action="store_true", help="show tracebacks and all logs")
+    run.set_defaults(command=_run)
+
+    add_paper_command(commands)
+    add_pretrain_command(commands)
+
+    show = commands.add_parser("list", help="list the scenarios that come with the project")
+    show.set_defaults(command=_list, debug=False)
+
+    settings = commands.add_parser("settings", help="print every setting, its default and meaning")
+    settings.set_defaults(command=_settings, debug=False)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 0, not {text!r}")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    overrides = [*options.settings]
+    if options.out is not None:
+        if "run.out" in parse_overrides(overrides):
+            raise UserError("run.out is set twice: by --set and by --out")
+        overrides.append(f"run.out={_quoted(options.out)}")
+    scenario = load_scenario(options.scenario, overrides)
+    if options.debug:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("simulations").setLevel(logging.DEBUG)
+    # A run that is told to end cleans up like one that is interrupted.
+    signal.signal(signal.SIGTERM, _end)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+    # Imported late: `list` and bad input need no Flower.
+    from simulations.console import ConsoleReporter
+    from simulations.runner import default_workers, run_scenario
+
+    num_workers = default_workers() if options.workers is None else options.workers
+    with ConsoleReporter(Console()) as reporter:
+        run_scenario(
+            scenario,
+            reporter,
+            engine=options.engine,
+            num_workers=num_workers,
+            debug=options.debug,
+        )
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    scenarios = shipped_scenarios()
+    width = max(map(len, scenarios))
+    for name, description in scenarios.items():
+        sys.stdout.write(f"{name:{width}}  {description}\n")
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    from simulations.settings_reference import settings_toml
+
+    sys.stdout.write(settings_toml())
+    return 0
+
+
+def _quoted(text: str) -> str:
+    """A YAML string, whatever it looks like."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _fail(message: str, *, code: int) -> int:
+    line = Text(f"error: {message}" if code != 130 else message, style="red")
+    Console(stderr=True).print(line, soft_wrap=True)
+    return code

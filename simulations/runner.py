@@ -1,0 +1,107 @@
+"""One scenario from settings to summary, in either engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.settings import Scalar
+from server.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
+from simulations.console import ConsoleReporter
+from simulations.engine import LocalGrid
+from simulations.ray_engine import run_on_ray
+from simulations.scenario import Scenario
+
+CLIENT_APP = "client.app:app"
+PROJECT_FOLDER = Path(__file__).resolve().parents[1]
+
+
+def default_workers() -> int:
+    """One worker for every CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_scenario(
+    scenario: Scenario,
+    reporter: ConsoleReporter,
+    *,
+    engine: str = "local",
+    num_workers: int,
+    debug: bool = False,
+) -> dict[str, Any]:
+    """Run a federation; returns its summary, which is in the run folder as well.
+
+    Args:
+        scenario: What to run.
+        reporter: Shows what happens.
+        engine: ``local`` or ``ray``.
+        num_workers: Devices emulated at the same time; 0 (local only): one, in this process.
+        debug: Show everything that Flower and Ray log.
+
+    Raises:
+        UserError: for what a user can mend; nothing is written then.
+        RunFailedError: if a run on Ray was not completed.
+    """
+    run_folder = default_run_folder(scenario.config)
+    check_run_folder(run_folder)
+    if engine == "ray":
+        return _run_on_ray(scenario, reporter, run_folder, num_workers, debug)
+    return _run_locally(scenario, reporter, run_folder, num_workers)
+
+
+def _run_locally(
+    scenario: Scenario, reporter: ConsoleReporter, run_folder: Path, num_workers: int
+) -> dict[str, Any]:
+    config = scenario.config
+    with LocalGrid(
+        client_app=CLIENT_APP,
+        run_config=config.to_flat(),
+        num_nodes=config.data.num_devices,
+        num_workers=min(num_workers, config.data.num_devices),
+        threads=config.run.threads,
+        on_reply=reporter.replied,
+    ) as grid:
+        # Imported now: it takes seconds, in which the workers do the same.
+        from server.app import run_federation
+
+        return run_federation(grid, config, reporter, run_folder)
+
+
+def _run_on_ray(
+    scenario: Scenario,
+    reporter: ConsoleReporter,
+    run_folder: Path,
+    num_workers: int,
+    debug: bool,
+) -> dict[str, Any]:
+    if num_workers < 1:
+        raise UserError(f"--workers = {num_workers}: expected at least 1 with --engine ray")
+    started = time.perf_counter()
+    reporter.start(scenario.config, run_folder)
+    run_on_ray(
+        absolute_paths({**scenario.settings, "run.out": str(run_folder)}),
+        PROJECT_FOLDER,
+        num_devices=scenario.config.data.num_devices,
+        num_cpus=num_workers,
+        tell=reporter.note,
+        tell_all=debug,
+    )
+    reporter.note(f"Flower's Simulation Runtime took {time.perf_counter() - started:.1f} s in all")
+    summary: dict[str, Any] = json.loads((run_folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    reporter.finish(summary)
+    return summary
+
+
+def absolute_paths(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The settings with paths that hold in any working directory: a bundled app has its own."""
+    absolute = dict(settings)
+    for key, word in (("run.out", None), ("data.root", None), ("model.teacher", "shipped")):
+        value = settings.get(key)
+        if isinstance(value, str) and value and value != word:
+            absolute[key] = str(Path(value).expanduser().resolve())
+    return absolute

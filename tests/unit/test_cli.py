@@ -1,0 +1,123 @@
+"""The command line: exit codes, one sentence for a user's mistake, nothing written then."""
+
+from pathlib import Path
+
+import pytest
+
+from common.settings import Scalar
+from simulations import cli, runner
+
+
+@pytest.fixture(autouse=True)
+def _work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.signal, "signal", lambda *arguments: None)
+
+
+def _no_run(*arguments: object, **options: object) -> None:
+    raise AssertionError("nothing may start")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "nope"],
+        ["run", "digits", "--set", "data.alfa=1"],
+        ["run", "digits", "--set", "run.seed=-1"],
+        ["run", "digits", "--set", "run.out=a", "--out", "b"],
+        ["run", "digits", "--set", "run.seed"],
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(runner, "run_scenario", _no_run)
+    assert cli.main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runner, "LocalGrid", _no_run)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "summary.json").write_text("{}")
+    assert cli.main(["run", "digits", "--out", "old"]) == 2
+    assert "expected a new or empty folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["summary.json"]
+
+
+def test_ray_needs_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "digits", "--engine", "ray", "--workers", "0"]) == 2
+    assert "--workers = 0: expected at least 1" in capsys.readouterr().err
+
+
+def test_a_negative_number_of_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["run", "digits", "--workers", "-2"])
+    assert exit_info.value.code == 2
+    assert "expected a whole number, at least 0, not '-2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError("full"), 1)])
+def test_exit_codes_of_runs_that_end_early(
+    error: BaseException,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(runner, "run_scenario", run)
+    assert cli.main(["run", "digits"]) == code
+    said = capsys.readouterr().err
+    assert said in ("interrupted\n", "error: OSError: full (--debug shows where)\n")
+
+
+def test_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: object, **options: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(runner, "run_scenario", run)
+    with pytest.raises(OSError, match="full"):
+        cli.main(["run", "digits", "--debug"])
+
+
+def test_what_the_options_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def run(scenario: runner.Scenario, reporter: object, **options: object) -> None:
+        calls.append((scenario.settings["run.out"], scenario.config.run.seed, options))
+
+    monkeypatch.setattr(runner, "run_scenario", run)
+    arguments = ["run", "digits", "--set", "run.seed=3", "data.alpha=2", "--out", "it's: 12"]
+    assert cli.main([*arguments, "--workers", "3", "--engine", "ray"]) == 0
+    assert calls == [("it's: 12", 3, {"engine": "ray", "num_workers": 3, "debug": False})]
+
+
+def test_list_names_and_describes_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["cifar100", "digits"]
+    assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_paths_hold_in_any_working_directory(tmp_path: Path) -> None:
+    settings: dict[str, Scalar] = {
+        "run.out": "r",
+        "data.root": "",
+        "model.teacher": "shipped",
+        "run.seed": 1,
+    }
+    assert runner.absolute_paths(settings) == {**settings, "run.out": str(tmp_path / "r")}
+    assert runner.absolute_paths({"model.teacher": "t.pt"}) == {
+        "model.teacher": str(tmp_path / "t.pt")
+    }
