@@ -79,6 +79,29 @@ def average_states(
     return mean
 
 
+def lift_codes(
+    state: Mapping[str, NDArray[np.float32]],
+    base: Mapping[str, NDArray[np.float32]],
+    base_deployed: Mapping[str, NDArray[np.float32]],
+) -> State:
+    """Latent weights of a device that answered with codes: base + (its deployed - base deployed).
+
+    Codes say where a weight ended on the coarse grid, not how far it moved. Taken as latent
+    weights themselves they would throw away, in every round, all that the federation has gained
+    within a quantization step. What they do say is which codes changed: that change, in steps, is
+    added to the latent weights that the device was sent.
+
+    Args:
+        state: a decoded update; its quantized weights are step * code.
+        base: what the device was sent.
+        base_deployed: quantized weights of ``base`` as deployed, step * code.
+
+    Returns:
+        The entries of ``base_deployed``, float32.
+    """
+    return {name: base[name] + (state[name] - deployed) for name, deployed in base_deployed.items()}
+
+
 def keep_valid(state: Mapping[str, NDArray[np.float32]]) -> State:
     """The state as float32 with steps > 0 and running variances >= 0.
 

@@ -11,6 +11,7 @@ from common.config import Config
 from common.datasets import Dataset
 from common.models import load_state
 from common.packed_model import SUFFIX, save_packed_model
+from common.qat import quantized_weights
 from server.aggregation import State
 from server.evaluation import Evaluation, evaluate, torch_threads
 
@@ -42,6 +43,11 @@ class GlobalModel:
                 self.dataset.std,
                 batch_size=self.config.evaluation.batch_size,
             )
+
+    def deployed_weights(self, state: State) -> State:
+        """Load a state; its quantized weights as they are deployed, step * code."""
+        load_state(self.module, state)
+        return {name: codes.dequantize() for name, codes in quantized_weights(self.module).items()}
 
     def save(self, folder: Path, name: str, state: State) -> None:
         """Write ``name``.safetensors, the float latents, and ``name``.fqrc, the low-bit model."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -38,6 +38,7 @@ from server.aggregation import (
     is_finite,
     is_learned,
     keep_valid,
+    lift_codes,
 )
 from server.registry import SampledGrid
 from server.replies import Expectation, Judgement, judge_replies
@@ -62,6 +63,8 @@ class StagePlan:
     update_shapes: Mapping[str, tuple[int, ...]]
     """Name -> shape of the entries that an update holds."""
     teacher_hash: str = ""
+    deploy: Callable[[State], State] | None = None
+    """Set where updates are codes: the weights of a state as deployed, quantized ones alone."""
 
 
 class PackedUpdates(FedAvg):
@@ -132,9 +135,13 @@ class PackedUpdates(FedAvg):
             return None, None
         names = self._visible_names()
         decoded, averaged_plainly = [], []
+        base = self._expected.base
+        base_deployed = self.plan.deploy(base) if self.plan.deploy and base else {}
         for reply in judgement.accepted:
             # Given away one by one: two copies of every device's state would be one too many.
             state = judgement.states.pop(0)
+            if base:
+                state |= lift_codes(state, base, base_deployed)
             decoded.append(_float_message(to_chunks(state, names), reply))
             averaged_plainly.append(
                 {name: state[name].copy() for name in self.plan.update_shapes if name not in names}

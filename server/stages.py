@@ -64,6 +64,7 @@ def train_quantized(
         min_replies=required_replies(config),
         update_shapes=_shapes(state),
         teacher_hash=teacher_hash,
+        deploy=model.deployed_weights if config.federation.update_format == "codes" else None,
     )
     strategy = make_strategy(config.strategy, plan, learning_rate=config.training.learning_rate)
     return run_stage(

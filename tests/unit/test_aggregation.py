@@ -14,6 +14,7 @@ from server.aggregation import (
     is_finite,
     is_learned,
     keep_valid,
+    lift_codes,
     training_metrics,
 )
 
@@ -62,6 +63,18 @@ def test_an_average_needs_states_and_a_positive_weight(
 ) -> None:
     with pytest.raises(ValueError, match="positive sum"):
         average_states([{"w": np.ones(1, np.float32)}] * num_states, weights)
+
+
+def test_codes_move_latent_weights_by_whole_steps() -> None:
+    """Step 0.5: latents 0.2, 0.3 deploy as 0.0, 0.5. A device answers 0.5, 0.5: the first code
+    rose by one, the second did not change, so the latents become 0.2 + 0.5 and 0.3."""
+    base = {"conv.weight": floats(0.2, 0.3), "bn.bias": floats(1.0)}
+    answered = {"conv.weight": floats(0.5, 0.5), "bn.bias": floats(2.0)}
+
+    lifted = lift_codes(answered, base, {"conv.weight": floats(0.0, 0.5)})
+
+    assert list(lifted) == ["conv.weight"]
+    np.testing.assert_allclose(lifted["conv.weight"], floats(0.7, 0.3), rtol=1e-6)
 
 
 def test_steps_and_variances_are_kept_in_their_range() -> None:
