@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -54,7 +53,12 @@ def evaluate(message: Message, context: Context) -> Message:
     build = float_model if request.stage is Stage.FLOAT else quantized_model
     model = build(config, device)
     load_state(model, decode_state(request.model))
-    metrics = {"num-examples": len(device.holdout), "correct": 0, "correct-top5": 0, "loss-sum": 0.0}
+    metrics = {
+        "num-examples": len(device.holdout),
+        "correct": 0,
+        "correct-top5": 0,
+        "loss-sum": 0.0,
+    }
     if len(device.holdout):
         logits = predict_logits(
             model, device.holdout.images, device.dataset, batch_size=config.evaluation.batch_size

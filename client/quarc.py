@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from client.coreset import Coreset
 from client.selection import choose_coreset, draw_pool, needs_teacher_outputs
-from client.trainer import TrainingResult, TrainingTask, train
+from client.trainer import TrainingResult, TrainingTask, make_optimizer, proximal_anchors, train
 from common.augmentation import augment_batch
 from common.config import Config, CoresetConfig
 from common.datasets import Dataset, ImageSet
@@ -79,6 +79,9 @@ def train_on_coresets(
     """
     total = TrainingResult(loss_sum=0.0, num_seen=0, num_steps=0)
     select, training = _Stopwatch(), _Stopwatch()
+    # One for all coresets: a selection is no reason to lose the momentum.
+    optimizer = make_optimizer(student, task)
+    anchors = proximal_anchors(student, task)
     num_selections = 0
     epoch, last_epoch = task.first_epoch, task.first_epoch + task.num_epochs
     while epoch < last_epoch:
@@ -108,6 +111,8 @@ def train_on_coresets(
                 coreset.indices,
                 part,
                 generator,
+                optimizer=optimizer,
+                anchors=anchors,
                 on_progress=on_progress,
             )
         epoch += part.num_epochs

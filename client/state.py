@@ -125,6 +125,6 @@ def load_residual(records: RecordDict) -> State:
 
 def save_residual(records: RecordDict, residual: Mapping[str, NDArray[np.float32]]) -> None:
     """Remember what rounding lost, for the next update (error feedback)."""
-    records[RESIDUAL] = ArrayRecord({
-        name: Array.from_numpy_ndarray(values) for name, values in residual.items()
-    })
+    records[RESIDUAL] = ArrayRecord(
+        {name: Array.from_numpy_ndarray(values) for name, values in residual.items()}
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from client.features import FeatureTap
 from client.losses import correction_loss, distillation
@@ -17,6 +17,14 @@ from common.datasets import Dataset, ImageSet
 from common.inference import device_of
 from common.models import feature_layers
 from common.qat import STEP_SUFFIX, clamp_steps
+
+ONE_CYCLE_RISE = 0.3
+ONE_CYCLE_START = 1 / 25
+"""The usual shape of a one-cycle schedule."""
+
+
+Anchors = Sequence[tuple[nn.Parameter, Tensor]]
+"""Parameters, each with the global value that FedProx's term holds it to."""
 
 
 class DivergedError(RuntimeError):
@@ -77,6 +85,8 @@ def train(
     task: TrainingTask,
     generator: torch.Generator,
     *,
+    optimizer: torch.optim.SGD | None = None,
+    anchors: Anchors | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on ``images[indices]``.
@@ -92,22 +102,30 @@ def train(
         indices: int64 [k] into ``images``.
         task: what to do.
         generator: source of order and augmentation.
+        optimizer: of :func:`make_optimizer`, where momentum is to go on from an earlier call.
+        anchors: of :func:`proximal_anchors`; None: ``model`` is the global one still.
         on_progress: called in every step with the share of all rounds' epochs that is done.
 
     Raises:
         DivergedError: on a loss or weight that is not finite.
+        ValueError: if the loss needs a teacher and there is none.
     """
-    if teacher is None and (task.loss == "kd" or task.correction != "none"):
+    corrected = task.correction != "none" and task.beta > 0
+    if task.loss == "ce" and not corrected:
+        teacher = None
+    elif teacher is None:
         raise ValueError(f"loss {task.loss!r} with correction {task.correction!r} needs a teacher")
     device = device_of(model)
-    corrected = task.correction != "none" and task.beta > 0
     layers = feature_layers(model) if corrected else ()
-    optimizer = make_optimizer(model, task)
-    steps = [p for name, p in model.named_parameters() if name.endswith(STEP_SUFFIX)]
-    anchors = [(p, p.detach().clone()) for p in model.parameters()] if task.proximal_mu else []
+    optimizer = optimizer or make_optimizer(model, task)
+    anchors = proximal_anchors(model, task) if anchors is None else anchors
+    steps: list[Tensor] = [p for name, p in model.named_parameters() if name.endswith(STEP_SUFFIX)]
     model.train()
     loss_sum, num_seen, num_steps = 0.0, 0, 0
-    with FeatureTap(model, layers) as tap, FeatureTap(teacher or model, layers) as teacher_tap:
+    with (
+        FeatureTap(model, layers) as tap,
+        FeatureTap(model if teacher is None else teacher, layers) as teacher_tap,
+    ):
         for progress, chosen in batches(indices, task, generator):
             if on_progress is not None:
                 on_progress(progress)
@@ -123,7 +141,7 @@ def train(
             if task.loss == "kd":
                 loss = distillation(logits, teacher_logits)
             else:
-                loss = F.cross_entropy(logits, images.labels[chosen].to(device))
+                loss = functional.cross_entropy(logits, images.labels[chosen].to(device))
             if corrected:
                 loss = loss + task.beta * correction_loss(task.correction, tap.take(), targets)
             value = loss.item()
@@ -133,7 +151,7 @@ def train(
             loss.backward()
             add_proximal_gradient(anchors, task.proximal_mu)
             optimizer.step()
-            clamp_steps([step.data for step in steps])
+            clamp_steps(steps)
             loss_sum += value * len(chosen)
             num_seen += len(chosen)
             num_steps += 1
@@ -163,7 +181,18 @@ def schedule_factor(schedule: str, progress: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     if schedule == "linear":
         return 1.0 - progress
+    if schedule == "one-cycle":
+        return one_cycle_factor(progress)
     return 1.0
+
+
+def one_cycle_factor(progress: float) -> float:
+    """Up from 1/25 over the first 30 %, then down to 0, both as a cosine (Smith and Topin 2019)."""
+    if progress < ONE_CYCLE_RISE:
+        rise = 0.5 * (1.0 - math.cos(math.pi * progress / ONE_CYCLE_RISE))
+        return ONE_CYCLE_START + (1.0 - ONE_CYCLE_START) * rise
+    fall = (progress - ONE_CYCLE_RISE) / (1.0 - ONE_CYCLE_RISE)
+    return 0.5 * (1.0 + math.cos(math.pi * fall))
 
 
 def make_optimizer(model: nn.Module, task: TrainingTask) -> torch.optim.SGD:
@@ -194,6 +223,7 @@ def make_optimizer(model: nn.Module, task: TrainingTask) -> torch.optim.SGD:
         lr=task.learning_rate,
         momentum=task.momentum,
         nesterov=task.momentum > 0,
+        fused=True,  # measured, one thread, ResNet-20: 0.3 instead of 6 ms a step
     )
 
 
@@ -203,8 +233,15 @@ def set_learning_rate(optimizer: torch.optim.SGD, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
+def proximal_anchors(model: nn.Module, task: TrainingTask) -> Anchors:
+    """The present values of ``model``, to be taken while it is the global one; empty if mu is 0."""
+    if task.proximal_mu == 0:
+        return ()
+    return [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+
+
 @torch.no_grad()
-def add_proximal_gradient(anchors: list[tuple[nn.Parameter, Tensor]], mu: float) -> None:
+def add_proximal_gradient(anchors: Anchors, mu: float) -> None:
     """Add the gradient mu (w - w_global) of FedProx's term mu/2 ||w - w_global||^2."""
     for parameter, anchor in anchors:
         if parameter.grad is not None:

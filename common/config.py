@@ -137,13 +137,14 @@ class QuantizationConfig(Section):
     activation_bits: int = setting(FLOAT_BITS, choices=BIT_CHOICES)
     """Bits of an activation; 32: float."""
     edge_bits: int = setting(8, choices=BIT_CHOICES)
-    """Bits of the first convolution's and the last linear layer's weights (and activations, if any)."""
+    """Bits of the first convolution and the last linear layer, where the others are quantized."""
     quantizer: str = setting("lsq", choices=("lsq", "lsq+"))
-    """LSQ, or LSQ+: a learned offset for activations and a statistics-based initial step."""
+    """LSQ, or LSQ+: a learned offset for activations that can be negative."""
     granularity: str = setting("tensor", choices=("tensor", "channel"))
     """One weight step per tensor or per output channel."""
     step_init: str = setting("mse", choices=("lsq", "mse"))
-    """Initial weight step: LSQ's 2 mean|w| / sqrt(Q_P), or the one of least squared error."""
+    """Initial step: the quantizer's own rule, 2 mean|w| / sqrt(Q_P) for LSQ and
+    (|mu| + 3 sigma) / |Q_N| for LSQ+ weights, or the step of least squared error."""
     calibration_batches: int = setting(4, minimum=1, maximum=1000)
     """Batches that activation steps are initialised from."""
 
@@ -176,7 +177,7 @@ class TrainingConfig(Section):
     """Epochs over the coreset in a round."""
     batch_size: int = setting(32, minimum=1, maximum=65536)
     """Images per step."""
-    learning_rate: float = setting(0.01, above=0.0)
+    learning_rate: float = setting(0.02, above=0.0)
     """Weights' learning rate at the start; it falls over the whole federation."""
     momentum: float = setting(0.9, minimum=0.0, maximum=0.999)
     """Nesterov momentum."""
@@ -184,8 +185,8 @@ class TrainingConfig(Section):
     """Decay of weights; none on steps, biases and batch normalisation."""
     step_learning_rate_scale: float = setting(0.1, above=0.0)
     """Learning rate of the quantizer steps, relative to the weights'."""
-    schedule: str = setting("cosine", choices=("cosine", "linear", "constant"))
-    """How the learning rate falls to zero over all rounds."""
+    schedule: str = setting("cosine", choices=("cosine", "linear", "one-cycle", "constant"))
+    """How the learning rate falls to zero over all rounds; one-cycle: it rises first."""
     loss: str = setting("kd", choices=("kd", "ce"))
     """Distillation from the teacher, or cross-entropy with the labels (control)."""
     correction: str = setting("none", choices=CORRECTIONS)
@@ -266,7 +267,7 @@ class EvaluationConfig(Section):
     """Rounds between two evaluations on the server's test images (the last is always)."""
     device_interval: int = setting(5, minimum=0)
     """Rounds between two evaluations on the devices' own held-out images; 0: never."""
-    batch_size: int = setting(128, minimum=1, maximum=65536)
+    batch_size: int = setting(64, minimum=1, maximum=65536)
     """Images per evaluation step."""
     threads: int = setting(2, minimum=1, maximum=256)
     """Torch threads of the server's evaluation."""

@@ -1,0 +1,82 @@
+"""``python -m simulations paper``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_paper_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command ``paper`` to a command line."""
+    paper = commands.add_parser(
+        "paper",
+        help="run a grid of experiments on one device, and make its table",
+        description="Runs the cells of a grid that are not finished yet, on one device and without "
+        "a federation, and writes its table as CSV, Markdown and PNG. An interrupted grid goes on "
+        "where it stopped; several processes may share one folder.",
+    )
+    paper.add_argument(
+        "--table", metavar="NAME", required=True, help="a shipped grid, or a YAML file"
+    )
+    paper.add_argument(
+        "--seeds", metavar="LIST", type=_seeds, default=[0, 1, 2], help="default: 0,1,2"
+    )
+    paper.add_argument("--out", metavar="DIR", help="results folder (default: runs/paper/NAME)")
+    paper.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings of every cell, for example quantization.activation-bits=4",
+    )
+    paper.add_argument(
+        "--only",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="only these cells: axis=label or setting=value; several values of one key are "
+        "alternatives",
+    )
+    paper.add_argument(
+        "--device", metavar="NAME", help="torch device (default: cuda if there is one, else cpu)"
+    )
+    paper.add_argument("--debug", action="store_true", help="show tracebacks")
+    paper.set_defaults(command=_paper)
+
+
+def _seeds(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise argparse.ArgumentTypeError(
+            f"expected different whole numbers, as 0,1,2, not {text!r}"
+        )
+    return [int(part) for part in parts]
+
+
+def _paper(options: argparse.Namespace) -> int:
+    # Imported late: `--help` and the other commands need none of it.
+    from rich.console import Console
+
+    from simulations.paper.grid import select_cells
+    from simulations.paper.grid_file import load_grid
+    from simulations.paper.results import ResultFolder
+    from simulations.paper.run import command_line, default_folder, run_cells, write_tables
+    from simulations.torch_device import torch_device
+
+    grid = load_grid(options.table, options.settings)
+    all_cells = grid.cells(options.seeds)
+    chosen = select_cells(grid, all_cells, options.only)
+    device = torch_device(options.device)
+    folder = ResultFolder(Path(options.out) if options.out else default_folder(grid), grid)
+    command = command_line(options.table, options.seeds, options.settings, options.only)
+    console = Console()
+    try:
+        run_cells(grid, chosen, folder, device, console)
+    except KeyboardInterrupt:
+        write_tables(grid, all_cells, folder, command, console)
+        raise
+    write_tables(grid, all_cells, folder, command, console)
+    return 0

@@ -1,0 +1,145 @@
+"""Grids of settings for one device: some fixed, some varied -> the cells to run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from client.coreset import STUDENT_FREE
+from common.config import Config
+from common.errors import UserError
+from common.settings import Scalar
+
+WITHOUT_EFFECT: dict[tuple[str, Scalar], str] = {
+    ("training.correction", "none"): "training.beta",
+    ("coreset.selection", "full"): "coreset.fraction",
+}
+"""Setting and value -> a setting that then has no effect: such cells are one cell."""
+
+SCORING_COST = 0.25
+"""Of scoring an image, relative to training on it: one forward pass of two, none backward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What is varied: choices by label."""
+
+    name: str
+    choices: Mapping[str, Mapping[str, Scalar]]
+    """Label -> settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training: a choice on every axis, and a seed."""
+
+    labels: Mapping[str, str]
+    """Axis -> label."""
+    seed: int
+    settings: Mapping[str, Scalar]
+    """All settings that the grid or the command line gives, flat, without those of no effect."""
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """``quarc, 10 %, seed 0``."""
+        return ", ".join([*self.labels.values(), f"seed {self.seed}"])
+
+    @property
+    def work(self) -> float:
+        """How long it takes in relation to other cells: passes over the whole training set."""
+        coreset, epochs = self.config.coreset, self.config.training.local_epochs
+        if coreset.selection in STUDENT_FREE:
+            scored = 0.0
+        else:
+            scored = coreset.pool * coreset.fraction if coreset.pool else 1.0
+        share = 1.0 if coreset.selection == "full" else coreset.fraction
+        return epochs * share + SCORING_COST * math.ceil(epochs / coreset.interval) * scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """All cells, and the form of their table."""
+
+    name: str
+    title: str
+    protocol: str
+    """The file's head of comments, below the title."""
+    settings: Mapping[str, Scalar]
+    """The same in every cell."""
+    axes: tuple[Axis, ...]
+    rows: tuple[str, ...]
+    """Axes whose choices are the table's rows."""
+    columns: str | None
+    """The axis whose choices are the table's columns."""
+    reference: str | None
+    """Label of the row that the others are compared with."""
+
+    def cells(self, seeds: Iterable[int]) -> list[Cell]:
+        """All cells, seed by seed, so that an interrupted grid has whole tables of few seeds.
+
+        Raises:
+            UserError: for settings that contradict each other.
+        """
+        return [
+            self._cell(dict(choice), seed)
+            for seed in seeds
+            for choice in itertools.product(
+                *[[(axis.name, label) for label in axis.choices] for axis in self.axes]
+            )
+        ]
+
+    def _cell(self, labels: Mapping[str, str], seed: int) -> Cell:
+        settings = dict(self.settings)
+        for axis in self.axes:
+            settings.update(axis.choices[labels[axis.name]])
+        for (key, value), idle in WITHOUT_EFFECT.items():
+            if settings.get(key) == value:
+                settings.pop(idle, None)
+        try:
+            config = Config.from_flat({**settings, "run.seed": seed})
+        except UserError as error:
+            where = ", ".join(labels.values())
+            raise UserError(f"grid {self.name}, cell {where}: {error}") from error
+        return Cell(labels=labels, seed=seed, settings=settings, config=config)
+
+
+def select_cells(grid: Grid, cells: Sequence[Cell], only: Iterable[str]) -> list[Cell]:
+    """The cells that ``only`` names: ``axis=label`` or ``setting=value``.
+
+    Several values of one name are alternatives, several names must all hold.
+
+    Raises:
+        UserError: for a name or value that no cell has.
+    """
+    wanted: dict[str, list[str]] = {}
+    for text in only:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise UserError(f"--only {text!r}: expected axis=label or setting=value")
+        known = _values_of(cells, name)
+        if not known:
+            names = [axis.name for axis in grid.axes]
+            raise UserError(
+                f"--only {text!r}: expected one of {', '.join(names)}, or a setting of the grid"
+            )
+        if value not in known:
+            raise UserError(f"--only {text!r}: expected one of {', '.join(known)}")
+        wanted.setdefault(name, []).append(value)
+    return [
+        cell
+        for cell in cells
+        if all(_value_of(cell, name) in values for name, values in wanted.items())
+    ]
+
+
+def _value_of(cell: Cell, name: str) -> str | None:
+    value = cell.labels.get(name, cell.settings.get(name))
+    return None if value is None else str(value)
+
+
+def _values_of(cells: Iterable[Cell], name: str) -> list[str]:
+    values = (_value_of(cell, name) for cell in cells)
+    return list(dict.fromkeys(value for value in values if value is not None))

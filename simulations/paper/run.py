@@ -1,0 +1,126 @@
+"""Run the cells of a grid that are not finished yet, and write its table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from common.config import ModelConfig
+from common.errors import UserError
+from simulations.paper.cell import Workbench, find_teacher, run_cell
+from simulations.paper.grid import Cell, Grid
+from simulations.paper.plot import to_png
+from simulations.paper.progress import GridProgress, format_duration
+from simulations.paper.results import CellResult, ResultFolder, cell_key, write_atomically
+from simulations.paper.table import collect, text_tables, to_csv, to_markdown
+
+
+def run_cells(
+    grid: Grid,
+    cells: Sequence[Cell],
+    folder: ResultFolder,
+    device: torch.device,
+    console: Console,
+) -> None:
+    """Run what is not finished; every cell is kept as soon as it is.
+
+    Raises:
+        UserError: data or teacher are missing, the teacher is another one than that of the
+            finished cells, or the disk is full.
+    """
+    waiting = {cell_key(cell): cell for cell in cells if folder.load(cell) is None}
+    num_kept = len({cell_key(cell) for cell in cells}) - len(waiting)
+    for cell in waiting.values():
+        find_teacher(cell.config.data, cell.config.model)
+    workbench = Workbench(device)
+    checked: set[ModelConfig] = set()
+    with GridProgress(console, sum(cell.work for cell in waiting.values())) as progress:
+        if num_kept:
+            progress.note(f"{num_kept} cells are finished already, {len(waiting)} to run")
+        for number, cell in enumerate(waiting.values(), start=1):
+            title = f"[{number}/{len(waiting)}] {cell.title}"
+            progress.begin(title, cell.work, cell.config.training.local_epochs)
+            # Another process may work on the same folder.
+            result = folder.load(cell)
+            if result is None:
+                if cell.config.model not in checked:
+                    _check_same_teacher(cell, cells, folder, workbench)
+                    checked.add(cell.config.model)
+                result = run_cell(cell.config, workbench, progress.advance)
+                folder.save(cell, result)
+            progress.end(f"{title}: {describe_result(result)}")
+
+
+def _check_same_teacher(
+    cell: Cell, cells: Iterable[Cell], folder: ResultFolder, workbench: Workbench
+) -> None:
+    """Refuse to mix results of two teachers that were kept under one name."""
+    teacher = workbench.teacher(cell.config.data, cell.config.model)
+    for other in cells:
+        result = folder.load(other) if other.config.model == cell.config.model else None
+        if result is not None and result.teacher_hash != teacher.content_hash:
+            raise UserError(
+                f"results folder {folder.path} was made with another teacher under the same name "
+                f"({cell.config.model.teacher}): {result.teacher_hash[:12]} there and "
+                f"{teacher.content_hash[:12]} here; give another folder with --out"
+            )
+
+
+def describe_result(result: CellResult) -> str:
+    """``63.21 %, training 152 s, selection 75 s``."""
+    if result.accuracy is None:
+        return f"diverged ({result.diverged})"
+    return (
+        f"{result.accuracy:.2f} %, training {format_duration(result.train_seconds)}, "
+        f"selection {format_duration(result.select_seconds)}"
+    )
+
+
+def write_tables(
+    grid: Grid, cells: Sequence[Cell], folder: ResultFolder, command: str, console: Console
+) -> None:
+    """Print the table of the finished cells, and write it as CSV, Markdown and PNG.
+
+    Without any finished cell nothing is written.
+
+    Raises:
+        UserError: a file cannot be written, or matplotlib is not installed.
+    """
+    found = {cell_key(cell): folder.load(cell) for cell in cells}
+    results = {key: result for key, result in found.items() if result is not None}
+    if not results:
+        return
+    entries = collect(grid, cells, results)
+    for table in text_tables(grid, entries):
+        shown = Table(*table.header, title=table.title, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    picture = f"{grid.name}.png"
+    markdown = to_markdown(grid, entries, command=command, picture=picture)
+    write_atomically(folder.path / f"{grid.name}.csv", to_csv(grid, entries).encode())
+    write_atomically(folder.path / f"{grid.name}.md", markdown.encode())
+    write_atomically(folder.path / picture, to_png(grid, entries))
+    console.print(f"results: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def command_line(
+    table: str, seeds: Sequence[int], settings: Sequence[str], only: Sequence[str]
+) -> str:
+    """The command that makes the same table again (in the default folder)."""
+    words = ["python", "-m", "simulations", "paper", "--table", table]
+    words += ["--seeds", ",".join(map(str, seeds))]
+    for option, values in (("--set", settings), ("--only", only)):
+        if values:
+            words += [option, *values]
+    return shlex.join(words)
+
+
+def default_folder(grid: Grid) -> Path:
+    """Where a grid's results are kept: the same folder every time, so that it can go on."""
+    return Path("runs") / "paper" / grid.name

@@ -1,0 +1,80 @@
+"""``python -m simulations pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common.config import DATASETS, MODELS
+
+
+def add_pretrain_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command ``pretrain`` to a command line."""
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="train a float model, to be a teacher",
+        description="Trains a float model on all training images with their labels: SGD with "
+        "Nesterov momentum 0.9, one-cycle learning rate up to 0.1, weight decay 5e-4, batch 128, "
+        "random crop and flip. An interrupted training goes on where it stopped.",
+    )
+    pretrain.add_argument("--model", choices=MODELS, required=True)
+    pretrain.add_argument("--dataset", choices=DATASETS, required=True)
+    pretrain.add_argument("--epochs", metavar="N", type=int, required=True)
+    pretrain.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="checkpoint, .safetensors"
+    )
+    pretrain.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings, for example training.learning-rate=0.2 run.threads=2",
+    )
+    pretrain.add_argument(
+        "--device", metavar="NAME", help="torch device (default: cuda if there is one, else cpu)"
+    )
+    pretrain.add_argument("--debug", action="store_true", help="show tracebacks")
+    pretrain.set_defaults(command=_pretrain)
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    # Imported late: `--help` and the other commands need none of it.
+    from rich.console import Console
+
+    from common.datasets import load_dataset
+    from simulations.paper.progress import GridProgress
+    from simulations.pretrain import check_out, pretrain, pretrain_config
+    from simulations.scenario import parse_overrides
+    from simulations.torch_device import torch_device
+
+    config = pretrain_config(
+        options.model, options.dataset, options.epochs, parse_overrides(options.settings)
+    )
+    check_out(options.out)
+    device = torch_device(options.device)
+    data = config.data
+    dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
+    with GridProgress(Console(), 1.0) as progress:
+        title = f"{options.model} on {options.dataset}"
+
+        def on_start(epochs_done: int) -> None:
+            if epochs_done:
+                progress.note(f"going on after epoch {epochs_done}")
+            progress.begin(title, 1.0, options.epochs, done=epochs_done / options.epochs)
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            progress.note(f"epoch {epoch}/{options.epochs}: loss {loss:.4f}")
+
+        accuracy = pretrain(
+            config,
+            dataset,
+            options.out,
+            device,
+            on_start=on_start,
+            on_progress=progress.advance,
+            on_epoch=on_epoch,
+        )
+        progress.end(f"{title}: {accuracy:.2f} % Top-1, written to {options.out}")
+    return 0

@@ -1,0 +1,203 @@
+"""Tests of ``python -m simulations paper``: what is run, what is kept, what is shown."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from common.config import Config
+from common.errors import UserError
+from simulations import cli
+from simulations.paper import run
+from simulations.paper.cell import Workbench
+from simulations.paper.progress import GridProgress, format_duration
+from simulations.paper.results import CellResult, ResultFolder
+from simulations.paper.run import command_line, run_cells
+from tests.unit.grid_files import make_grid, make_result, write_grid
+
+CPU = torch.device("cpu")
+Progress = Callable[[float], None]
+
+
+class FakeTeacher:
+    content_hash = "0" * 64
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int]]:
+    """What is run: (selection, fraction, seed); nothing is trained, Top-1 is 60 plus the seed."""
+    ran: list[tuple[str, float, int]] = []
+
+    def run_cell(config: Config, workbench: Workbench, on_progress: Progress) -> CellResult:
+        on_progress(0.0)
+        ran.append((config.coreset.selection, config.coreset.fraction, config.run.seed))
+        return make_result(60.0 + config.run.seed)
+
+    monkeypatch.setattr(run, "run_cell", run_cell)
+    monkeypatch.setattr(run, "find_teacher", lambda data, model: Path())
+    monkeypatch.setattr(Workbench, "_teacher", lambda *arguments: FakeTeacher())
+    return ran
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def test_finished_cells_are_not_run_again(
+    tmp_path: Path, trained: list[tuple[str, float, int]]
+) -> None:
+    grid = make_grid(tmp_path)
+    folder = ResultFolder(tmp_path / "out", grid)
+    run_cells(grid, grid.cells([0])[:3], folder, CPU, console())
+    assert trained == [("random", 0.05, 0), ("random", 0.1, 0), ("res", 0.05, 0)]
+    trained.clear()
+    out = console()
+    run_cells(grid, grid.cells([0, 1]), ResultFolder(tmp_path / "out", grid), CPU, out)
+    assert trained[0] == ("res", 0.1, 0)
+    assert len(trained) == 5
+    assert isinstance(out.file, io.StringIO)
+    assert "3 cells are finished already, 5 to run" in out.file.getvalue()
+    assert "[5/5] res, 10 %, seed 1: 61.00 %, training 10 s, selection 1 s" in out.file.getvalue()
+
+
+def test_an_interrupted_grid_keeps_what_is_finished(
+    tmp_path: Path, trained: list[tuple[str, float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make_grid(tmp_path)
+    fake = run.run_cell
+
+    def interrupted(config: Config, workbench: Workbench, on_progress: Progress) -> CellResult:
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return fake(config, workbench, on_progress)
+
+    monkeypatch.setattr(run, "run_cell", interrupted)
+    folder = ResultFolder(tmp_path / "out", grid)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(grid, grid.cells([0]), folder, CPU, console())
+    assert [folder.load(cell) is not None for cell in grid.cells([0])] == [True, True, False, False]
+
+
+def test_equal_cells_are_run_once(tmp_path: Path, trained: list[tuple[str, float, int]]) -> None:
+    text = """\
+settings: {model: {name: resnet8, teacher: shipped}}
+axes:
+  correction: {setting: training.correction, values: [none, mse]}
+  beta: {setting: training.beta, values: [1.0, 5.0]}
+"""
+    grid = make_grid(tmp_path, text)
+    folder = ResultFolder(tmp_path / "out", grid)
+    run_cells(grid, grid.cells([0]), folder, CPU, console())
+    assert len(trained) == 3
+    assert all(folder.load(cell) is not None for cell in grid.cells([0]))
+
+
+def test_results_of_another_teacher_are_refused(
+    tmp_path: Path, trained: list[tuple[str, float, int]]
+) -> None:
+    grid = make_grid(tmp_path)
+    folder = ResultFolder(tmp_path / "out", grid)
+    folder.save(grid.cells([0])[0], make_result(teacher_hash="f" * 64))
+    with pytest.raises(UserError, match=r"another teacher under the same name .*: f{12} there"):
+        run_cells(grid, grid.cells([0]), folder, CPU, console())
+    assert trained == []
+
+
+def test_command_writes_tables(
+    tmp_path: Path,
+    trained: list[tuple[str, float, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid = str(write_grid(tmp_path))
+    arguments = ["paper", "--table", grid, "--seeds", "0,1", "--only", "share=5 %"]
+    assert cli.main(arguments) == 0
+    assert {fraction for _, fraction, _ in trained} == {0.05}
+    folder = tmp_path / "runs" / "paper" / "small"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"grid.json", "cells", "small.csv", "small.md", "small.png"}
+    text = (folder / "small.md").read_text()
+    assert "| random | 60.50 ± 0.71 | - |" in text
+    assert "--seeds 0,1 --only 'share=5 %'" in text
+    assert "60.50 ± 0.71" in capsys.readouterr().out
+
+
+def test_recorded_command_can_be_pasted() -> None:
+    assert command_line("bits", [0, 1], ["a.b=1"], ["share=5 %"]) == (
+        "python -m simulations paper --table bits --seeds 0,1 --set a.b=1 --only 'share=5 %'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "nope"], "unknown grid 'nope'"),
+        (["--table", "bits", "--set", "coreset.selection=x"], "grid bits: coreset.selection is"),
+        (["--table", "bits", "--set", "coreset.size=3"], "unknown setting 'coreset.size'"),
+        (["--table", "bits", "--only", "bits=9w9a"], "expected one of 4w32a"),
+        (["--table", "bits", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--table", "paper-cifar100"], "model.teacher is empty"),
+        (["--table", "bits", "--set", "model.teacher=no.safetensors"], "nor an existing file"),
+        (
+            ["--table", "bits", "--set", "data.root=nowhere", "--only", "selection=random"],
+            "data folder nowhere does not exist",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["paper", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seeds", ["", "a", "0,,1", "0,0", "-1"])
+def test_seeds_are_whole_numbers(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["paper", "--table", "bits", f"--seeds={seeds}"])
+    assert "expected different whole numbers" in capsys.readouterr().err
+
+
+def test_without_a_terminal_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the work takes 30 s: 90 s are left. At most one line in 60 s within a cell."""
+    now = [0.0]
+    monkeypatch.setattr("simulations.paper.progress.time.monotonic", lambda: now[0])
+    out = console()
+    with GridProgress(out, 4.0) as progress:
+        progress.begin("first", 1.0, 10)
+        now[0] = 30.0
+        progress.advance(0.95)
+        progress.end("first: done")
+        progress.begin("second", 3.0, 3)
+        now[0] = 60.0
+        progress.advance(0.34)
+        now[0] = 120.0
+        progress.advance(0.67)
+        progress.advance(0.68)
+        progress.end("second: done")
+    assert isinstance(out.file, io.StringIO)
+    # Two thirds of 3 and the 1 before are 3.01 of 4 in 120 s: 0.99 are left, 39 s.
+    assert out.file.getvalue().splitlines() == [
+        "first: done  2 min left",
+        "second, epoch 3/3  39 s left",
+        "second: done",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42.4, "42 s"), (420, "7 min"), (11100, "3 h 05 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
