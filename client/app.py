@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch.nn import functional as F
+from torch.nn import functional
 
 from client.device import Device, emulated_device, float_model, quantized_model
 from client.rounds import calibration_round, float_round, quantized_round
 from common.config import Config
 from common.inference import predict_logits
-from common.messages import EvaluateRequest, Reply, Stage, TrainRequest
+from common.messages import NUM_EXAMPLES, EvaluateRequest, Reply, Stage, TrainRequest
 from common.models import load_state
 from common.updates import decode_state
 
@@ -29,7 +30,7 @@ ROUNDS = {
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Who this device is; nothing about its images leaves it but their number."""
-    config, device = _setup(context)
+    _, device = _setup(context)
     metrics = {"num-samples": len(device.train), "emulated": 1}
     return _answer(message, Reply(partition_id=device.partition_id, metrics=metrics))
 
@@ -42,7 +43,7 @@ def train(message: Message, context: Context) -> Message:
     started = time.perf_counter()
     reply = ROUNDS[request.stage](config, device, request, context.state)
     metrics = {**reply.metrics, "round-seconds": time.perf_counter() - started}
-    return _answer(message, Reply(**{**vars(reply), "metrics": metrics}))
+    return _answer(message, replace(reply, metrics=metrics))
 
 
 @app.evaluate()
@@ -54,7 +55,7 @@ def evaluate(message: Message, context: Context) -> Message:
     model = build(config, device)
     load_state(model, decode_state(request.model))
     metrics = {
-        "num-examples": len(device.holdout),
+        NUM_EXAMPLES: len(device.holdout),
         "correct": 0,
         "correct-top5": 0,
         "loss-sum": 0.0,
@@ -67,7 +68,7 @@ def evaluate(message: Message, context: Context) -> Message:
         top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
         metrics["correct"] = int((top5[:, 0] == labels).sum())
         metrics["correct-top5"] = int((top5 == labels[:, None]).sum())
-        metrics["loss-sum"] = float(F.cross_entropy(logits, labels, reduction="sum"))
+        metrics["loss-sum"] = float(functional.cross_entropy(logits, labels, reduction="sum"))
     reply = Reply(
         partition_id=device.partition_id, round_index=request.round_index, metrics=metrics
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 TINY = 1e-12
 """Floor of a probability under a logarithm."""
@@ -36,7 +36,7 @@ def relative_entropy_score(p_quantized: Tensor, p_float: Tensor) -> Tensor:
 
 def error_vector_score(p_quantized: Tensor, labels: Tensor) -> Tensor:
     """d_EVS = ||p_Q - y||_2, y the one-hot label (ACS)."""
-    one_hot = F.one_hot(labels, p_quantized.shape[1]).to(p_quantized.dtype)
+    one_hot = functional.one_hot(labels, p_quantized.shape[1]).to(p_quantized.dtype)
     return torch.linalg.vector_norm(p_quantized - one_hot, dim=1)
 
 

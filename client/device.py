@@ -91,11 +91,7 @@ def _shape(device: Device) -> tuple[int, int]:
 @lru_cache(maxsize=2)
 def _architecture(model: ModelConfig, shape: tuple[int, int]) -> nn.Module:
     num_classes, in_channels = shape
-    generator = torch.Generator().manual_seed(0)
-    created = create_model(
-        model.name, num_classes=num_classes, in_channels=in_channels, generator=generator
-    )
-    return created.to(memory_format=torch.channels_last)
+    return create_model(model.name, num_classes=num_classes, in_channels=in_channels)
 
 
 @lru_cache(maxsize=4)

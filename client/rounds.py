@@ -145,15 +145,11 @@ def _train_on_coresets(
 def _teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module | None:
     """The float teacher in eval mode; a payload in the request is kept for the rounds to come."""
     store = TeacherStore()
-    if request.teacher:
-        state: State | None = decode_state(request.teacher)
-        assert state is not None
-        if store.keep(state) != request.teacher_hash:
-            raise ValueError("the teacher's payload does not have the announced hash")
-    else:
-        state = store.load(request.teacher_hash)
+    state = decode_state(request.teacher) if request.teacher else store.load(request.teacher_hash)
     if state is None:
         return None
+    if request.teacher and store.keep(state) != request.teacher_hash:
+        raise ValueError("the teacher's payload does not have the announced hash")
     teacher = float_model(config, device)
     load_state(teacher, state)
     return teacher.eval().requires_grad_(False)
@@ -171,9 +167,9 @@ def _encode(
     federation = config.federation
     state = model_state(student)
     metadata = {"round": request.round_index}
+    lost: State = {}
     if federation.update_format == "codes":
-        weights = quantized_weights(student)
-        payload, lost = encode_codes(state, weights, metadata), {}
+        payload = encode_codes(state, quantized_weights(student), metadata)
     elif federation.update_format == "delta":
         generator = numpy_generator(
             config.run.seed, "rounding", request.round_index, device.partition_id
@@ -187,7 +183,7 @@ def _encode(
             {**metadata, "base-hash": request.model_hash},
         )
     else:
-        payload, lost = encode_float(state, "float32", metadata), {}
+        payload = encode_float(state, "float32", metadata)
     return payload, lost if federation.error_feedback else {}
 
 

@@ -63,7 +63,7 @@ class TeacherStore:
 
     def outputs(self, teacher_hash: str, images: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """The teacher's outputs [n, classes] on ``images``, computed once and kept."""
-        digest = hashlib.blake2b(images.contiguous().numpy(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(images.contiguous().numpy().data, digest_size=16).hexdigest()
         path = self._folder(teacher_hash) / f"outputs-{digest}.npy"
         try:
             return torch.from_numpy(np.load(path))
@@ -78,9 +78,15 @@ class TeacherStore:
         return self.root / teacher_hash
 
     def _prune(self) -> None:
-        folders = sorted(self.root.iterdir(), key=lambda folder: folder.stat().st_mtime)
-        for folder in folders[:-KEPT_TEACHERS]:
+        for folder in sorted(self.root.iterdir(), key=_last_used)[:-KEPT_TEACHERS]:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0
 
 
 def _save_array(path: Path, values: NDArray[np.float32]) -> None:
