@@ -107,16 +107,6 @@ def sample_scores(
     raise ValueError(f"selection = {selection!r}: has no score")
 
 
-def select_top(scores: Tensor, labels: Tensor, fraction: float, *, balanced: bool) -> Tensor:
-    """Indices [k] of the highest scores, sorted ascending.
-
-    Balanced: round(fraction n_c) of every class c, at least one of each that is present.
-    Unbalanced: the round(fraction n) best of all, at least one.
-    """
-    groups = balance_groups(labels, balanced=balanced)
-    return top_of_groups(scores, groups, group_quotas(groups, fraction))
-
-
 def balance_groups(labels: Tensor, *, balanced: bool) -> Tensor:
     """Groups [n] that are each chosen from by themselves: the classes, or all images as one."""
     return labels if balanced else torch.zeros_like(labels)

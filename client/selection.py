@@ -49,6 +49,9 @@ def choose_coreset(
         num_epochs: epochs of all rounds.
         generator: source of what is random in the selection.
         candidates: int64 [m], the images that are scored, of :func:`draw_pool`; None: all.
+
+    Raises:
+        ValueError: if the selection compares with a teacher whose outputs are not given.
     """
     if config.selection == "full":
         return Coreset(indices=torch.arange(len(images)), epoch=epoch)
@@ -63,6 +66,8 @@ def choose_coreset(
         if config.selection not in STUDENT_FREE:
             logits = predict_logits(student, images.images, dataset, indices=candidates)
             p_quantized = logits.softmax(1)
+        if teacher_outputs is None and needs_teacher_outputs(config.selection):
+            raise ValueError(f"selection {config.selection!r} needs the teacher's outputs")
         # A score that does not look at one of the two is given the other in its place.
         known = teacher_outputs if p_quantized is None else p_quantized
         assert known is not None

@@ -16,12 +16,14 @@ from client.coreset import (
     Coreset,
     acs_weight,
     adaptive_score,
+    balance_groups,
     disagreement_score,
     entropy_score,
     error_vector_score,
+    group_quotas,
     relative_entropy_score,
     sample_scores,
-    select_top,
+    top_of_groups,
 )
 
 LN2 = math.log(2)
@@ -158,6 +160,11 @@ class TestScores:
             )
         assert torch.equal(p_quantized, P_QUANTIZED)
         assert torch.equal(p_teacher, P_TEACHER)
+
+
+def select_top(scores: Tensor, labels: Tensor, fraction: float, *, balanced: bool) -> Tensor:
+    groups = balance_groups(labels, balanced=balanced)
+    return top_of_groups(scores, groups, group_quotas(groups, fraction))
 
 
 class TestSelectTop:
