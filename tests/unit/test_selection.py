@@ -65,9 +65,9 @@ def choose(
     return coreset.indices.tolist()
 
 
-# Distances to a one-hot vector: of SURE sqrt(3/8) = 0.61 to its class and sqrt(14)/4 = 0.94 to the
-# second, of UNSURE 0.94 to the first two, of EVEN sqrt(2/3) = 0.82. SURE to UNSURE: sqrt(1/8) = 0.35,
-# SURE to EVEN: sqrt(1/24) = 0.20.
+# Distances to a one-hot vector: SURE sqrt(3/8) = 0.61 to its class and sqrt(14)/4 = 0.94 to the
+# second, UNSURE 0.94 to the first two, EVEN sqrt(2/3) = 0.82. SURE to UNSURE: sqrt(1/8) = 0.35, SURE
+# to EVEN: sqrt(1/24) = 0.20.
 @pytest.mark.parametrize(
     ("selection", "epoch", "expected"),
     [
@@ -101,7 +101,7 @@ def test_the_highest_of_all() -> None:
 
 class TestRandom:
     def test_by_the_generator_alone(self) -> None:
-        """Of 3 x 3 possible choices, 100 seeds meet all nine: one is missed in 9 (8/9)^100 < 0.01 %."""
+        """100 seeds meet all 3 x 3 choices: the chance to miss one is 9 (8/9)^100 < 0.01 %."""
         assert choose("random", seed=1) == choose("random", seed=1)
         chosen = {tuple(choose("random", seed=seed)) for seed in range(100)}
         assert len(chosen) == 9
