@@ -66,8 +66,8 @@ def choose(
 
 
 # Distances to a one-hot vector: SURE sqrt(3/8) = 0.61 to its class and sqrt(14)/4 = 0.94 to the
-# second, UNSURE 0.94 to the first two, EVEN sqrt(2/3) = 0.82. SURE to UNSURE: sqrt(1/8) = 0.35, SURE
-# to EVEN: sqrt(1/24) = 0.20.
+# second, UNSURE 0.94 to the first two, EVEN sqrt(2/3) = 0.82. SURE to UNSURE: sqrt(1/8) = 0.35; to
+# EVEN: sqrt(1/24) = 0.20.
 @pytest.mark.parametrize(
     ("selection", "epoch", "expected"),
     [
