@@ -11,10 +11,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.settings import Scalar
@@ -62,7 +64,7 @@ class ResultFolder:
     """The finished cells of one grid.
 
     Args:
-        path: the folder; made when the first cell is kept.
+        path: the folder; made when the first cell is claimed or kept.
         grid: what the cells are of.
 
     Raises:
@@ -114,15 +116,44 @@ class ResultFolder:
                 )
         return result
 
+    @contextlib.contextmanager
+    def claim(self, cell: Cell, *, wait: bool) -> Iterator[bool]:
+        """While entered, no other process that shares the folder runs this cell.
+
+        Args:
+            cell: to be run.
+            wait: until another process that has it is done or dead; False: give way to it.
+
+        Yields:
+            Whether the cell is free to be run (it may have been finished meanwhile).
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        self._record_grid()
+        path = self.path / CELL_FOLDER / f".{cell_key(cell)}.lock"
+        lock = FileLock(path, timeout=-1 if wait else 0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+            lock.release()
+
     def save(self, cell: Cell, result: CellResult) -> None:
         """Keep a finished cell.
 
         Raises:
             UserError: it cannot be written; the cells finished before are untouched.
         """
-        if self._to_record is not None:
-            _write_json(self.path / GRID_FILE, self._to_record)
-            self._to_record = None
+        self._record_grid()
         content = {
             "format": FORMAT,
             "labels": dict(cell.labels),
@@ -131,6 +162,11 @@ class ResultFolder:
             "result": dataclasses.asdict(result),
         }
         _write_json(self._file(cell), content)
+
+    def _record_grid(self) -> None:
+        if self._to_record is not None:
+            _write_json(self.path / GRID_FILE, self._to_record)
+            self._to_record = None
 
     def _file(self, cell: Cell) -> Path:
         return self.path / CELL_FOLDER / f"{cell_key(cell)}.json"

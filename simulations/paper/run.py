@@ -42,18 +42,26 @@ def run_cells(
     with GridProgress(console, sum(cell.work for cell in waiting.values())) as progress:
         if num_kept:
             progress.note(f"{num_kept} cells are finished already, {len(waiting)} to run")
-        for number, cell in enumerate(waiting.values(), start=1):
-            title = f"[{number}/{len(waiting)}] {cell.title}"
-            progress.begin(title, cell.work, cell.config.training.local_epochs)
-            # Another process may work on the same folder.
-            result = folder.load(cell)
-            if result is None:
+        left = list(enumerate(waiting.values(), start=1))
+        # Cells that another process has are left for later: it may have finished them by then.
+        for wait in (False, True):
+            postponed = []
+            for number, cell in left:
+                title = f"[{number}/{len(waiting)}] {cell.title}"
                 if cell.config.model not in checked:
                     _check_same_teacher(cell, cells, folder, workbench)
                     checked.add(cell.config.model)
-                result = run_cell(cell.config, workbench, progress.advance)
-                folder.save(cell, result)
-            progress.end(f"{title}: {describe_result(result)}")
+                with folder.claim(cell, wait=wait) as is_free:
+                    if not is_free:
+                        postponed.append((number, cell))
+                        continue
+                    result = folder.load(cell)
+                    progress.begin(title, cell.work, cell.config.training.local_epochs)
+                    if result is None:
+                        result = run_cell(cell.config, workbench, progress.advance)
+                        folder.save(cell, result)
+                    progress.end(f"{title}: {describe_result(result)}")
+            left = postponed
 
 
 def _check_same_teacher(

@@ -81,6 +81,29 @@ def test_an_interrupted_grid_keeps_what_is_finished(
     assert [folder.load(cell) is not None for cell in grid.cells([0])] == [True, True, False, False]
 
 
+def test_cells_of_another_process_come_last(
+    tmp_path: Path, trained: list[tuple[str, float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process has the first cell and finishes it during the second."""
+    grid = make_grid(tmp_path)
+    cells = grid.cells([0])
+    folder, other = (ResultFolder(tmp_path / "out", grid) for _ in range(2))
+    claim = other.claim(cells[0], wait=False)
+    claim.__enter__()
+    fake = run.run_cell
+
+    def run_second(config: Config, workbench: Workbench, on_progress: Progress) -> CellResult:
+        if not trained:
+            other.save(cells[0], make_result(50.0))
+            claim.__exit__(None, None, None)
+        return fake(config, workbench, on_progress)
+
+    monkeypatch.setattr(run, "run_cell", run_second)
+    run_cells(grid, cells, folder, CPU, console())
+    assert trained == [("random", 0.1, 0), ("res", 0.05, 0), ("res", 0.1, 0)]
+    assert folder.load(cells[0]) == make_result(50.0)
+
+
 def test_equal_cells_are_run_once(tmp_path: Path, trained: list[tuple[str, float, int]]) -> None:
     text = """\
 settings: {model: {name: resnet8, teacher: shipped}}

@@ -150,3 +150,30 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_cell_undone(
     assert folder.load(cell) is None
     folder.save(cell, make_result(62.0))
     assert folder.load(cell) == make_result(62.0)
+
+
+def test_a_cell_that_another_has_is_not_free(tmp_path: Path) -> None:
+    """Two handles, as of two processes; the other cells stay free."""
+    grid = make_grid(tmp_path)
+    cell, other = grid.cells([0])[:2]
+    first, second = (ResultFolder(tmp_path / "out", grid) for _ in range(2))
+    with first.claim(cell, wait=False) as is_free:
+        assert is_free
+        with second.claim(cell, wait=False) as is_free_too:
+            assert not is_free_too
+        with second.claim(other, wait=False) as is_free_too:
+            assert is_free_too
+    with second.claim(cell, wait=True) as is_free:
+        assert is_free
+    assert list((tmp_path / "out" / "cells").iterdir()) == []
+
+
+def test_a_process_that_died_in_its_first_cell_leaves_a_folder_that_goes_on(tmp_path: Path) -> None:
+    """What is left are the grid and a lock that nobody holds."""
+    grid = make_grid(tmp_path)
+    cell = grid.cells([0])[0]
+    with ResultFolder(tmp_path / "out", grid).claim(cell, wait=False):
+        pass
+    (tmp_path / "out" / "cells" / f".{cell_key(cell)}.lock").touch()
+    with ResultFolder(tmp_path / "out", grid).claim(cell, wait=False) as is_free:
+        assert is_free
