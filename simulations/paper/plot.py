@@ -11,6 +11,12 @@ from simulations.paper.grid import Grid
 from simulations.paper.table import Entry
 
 NEEDED_FOR = "the picture of the table"
+SPREAD = 0.5
+"""Share of a column's width that its series are spread over, so that error bars do not cover
+each other."""
+
+Points = Sequence[tuple[str, Entry]]
+"""Column and entry."""
 
 
 def to_png(grid: Grid, entries: Sequence[Entry]) -> bytes:
@@ -20,12 +26,17 @@ def to_png(grid: Grid, entries: Sequence[Entry]) -> bytes:
         UserError: matplotlib is not installed.
     """
     module = import_extra("matplotlib.figure", needed_for=NEEDED_FOR)
-    figure = module.Figure(figsize=(13, 5), dpi=110, layout="constrained")
+    ticker = import_extra("matplotlib.ticker", needed_for=NEEDED_FOR)
+    figure = module.Figure(figsize=(14, 5), dpi=110, layout="constrained")
     accuracy, cost = figure.subplots(1, 2, sharey=True)
-    for series, (label, points) in enumerate(_series(grid, entries).items()):
-        colour = _colour(series)
-        _plot_accuracy(accuracy, points, label, colour)
-        _plot_cost(cost, points, label, colour)
+    series = _series(grid, entries)
+    columns = list(dict.fromkeys(column for points in series.values() for column, _ in points))
+    for number, (label, points) in enumerate(series.items()):
+        # Without columns every row has a place of its own already.
+        shift = SPREAD * ((number + 0.5) / len(series) - 0.5) if grid.columns else 0.0
+        places = [columns.index(column) + shift for column, _ in points]
+        _plot(accuracy, places, points, label, _colour(number))
+        _plot(cost, _values(points, "total_cpu_seconds")[0], points, label, _colour(number))
     teachers = {r.teacher_accuracy for entry in entries for r in entry.results.values()}
     for axes in (accuracy, cost):
         for value in sorted(teachers):
@@ -34,11 +45,12 @@ def to_png(grid: Grid, entries: Sequence[Entry]) -> bytes:
         axes.grid(visible=True, axis="y", alpha=0.25)
     accuracy.set_ylabel("Top-1, % (dashed: the float teacher)")
     accuracy.set_xlabel(grid.columns or ", ".join(grid.rows))
-    if grid.columns is None:
-        accuracy.tick_params(axis="x", rotation=30)
+    accuracy.set_xticks(range(len(columns)), columns, rotation=0 if grid.columns else 30)
     cost.set_xlabel("training and selection, processor seconds")
     cost.set_xscale("log")
-    cost.legend(fontsize=8, loc="lower right")
+    for set_formatter in (cost.xaxis.set_major_formatter, cost.xaxis.set_minor_formatter):
+        set_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+    figure.legend(*cost.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(grid.title)
     content = io.BytesIO()
     figure.savefig(content, format="png")
@@ -51,25 +63,20 @@ def _series(grid: Grid, entries: Sequence[Entry]) -> dict[str, list[tuple[str, E
     for entry in entries:
         row = ", ".join(entry.labels[name] for name in grid.rows)
         column = row if grid.columns is None else entry.labels[grid.columns]
-        points = series.setdefault(row, [])
         if entry.trained:
-            points.append((column, entry))
+            series.setdefault(row, []).append((column, entry))
     return series
 
 
-def _plot_accuracy(axes: Any, points: Sequence[tuple[str, Entry]], label: str, colour: Any) -> None:
-    columns = [column for column, _ in points]
-    means, errors = _bars(points, "top1_percent")
-    axes.errorbar(columns, means, errors, fmt="o-", capsize=3, label=label, color=colour)
+def _plot(axes: Any, places: Sequence[float], points: Points, label: str, colour: Any) -> None:
+    means, errors = _values(points, "top1_percent")
+    axes.errorbar(
+        places, means, errors, fmt="o-", color=colour, label=label, capsize=3, linewidth=1
+    )
 
 
-def _plot_cost(axes: Any, points: Sequence[tuple[str, Entry]], label: str, colour: Any) -> None:
-    means, errors = _bars(points, "top1_percent")
-    seconds, _ = _bars(points, "total_cpu_seconds")
-    axes.errorbar(seconds, means, errors, fmt="o-", capsize=3, label=label, color=colour)
-
-
-def _bars(points: Sequence[tuple[str, Entry]], measure: str) -> tuple[list[float], list[float]]:
+def _values(points: Points, measure: str) -> tuple[list[float], list[float]]:
+    """Means and standard deviations of a measure."""
     spreads = [spread for _, entry in points if (spread := entry.spread(measure)) is not None]
     return [spread.mean for spread in spreads], [spread.std or 0.0 for spread in spreads]
 

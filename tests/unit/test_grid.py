@@ -158,7 +158,7 @@ def test_shipped_grids_are_right(name: str) -> None:
 def test_the_selection_grid_holds_what_the_paper_compares() -> None:
     cells = load_grid("selection").cells([0])
     methods = {"random", "el2n", "evs", "ds", "acs", "res", "quarc"}
-    assert {(cell.config.coreset.selection, cell.config.coreset.fraction) for cell in cells} == {
+    assert {(cell.config.coreset.selection, cell.config.coreset.fraction) for cell in cells} >= {
         (method, fraction) for method in methods for fraction in (0.01, 0.05, 0.1, 0.2)
     }
 
