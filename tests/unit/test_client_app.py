@@ -1,0 +1,195 @@
+"""Tests of client.app: Flower messages in, Flower messages out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, MessageType, RecordDict
+from torch.nn import functional
+
+from client.app import app
+from client.device import Device, emulated_device, float_model, quantized_model
+from common.checkpoints import content_hash
+from common.config import Config
+from common.inference import predict_logits
+from common.messages import (
+    NUM_EXAMPLES,
+    EvaluateRequest,
+    Reply,
+    Stage,
+    Status,
+    TrainRequest,
+)
+from common.models import load_state, model_state
+from common.qat import prepare
+from common.updates import decode_state, encode_float
+from tests.unit.fake_grid import identify_as_server
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+pytest.importorskip("flwr_datasets", reason="the split comes with flwr-datasets")
+
+FLAT: dict[str, Any] = {
+    "data.num-devices": 20,
+    "data.partition": "iid",
+    "warmup.local-epochs": 1,
+    "federation.update-format": "codes",
+}
+PARTITION_ID = 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDQUARC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def make_context(flat: dict[str, Any] = FLAT) -> Context:
+    return Context(
+        run_id=1,
+        node_id=77,
+        node_config={"partition-id": PARTITION_ID, "num-partitions": 20},
+        state=RecordDict(),
+        run_config=dict(flat),
+    )
+
+
+def call(record: RecordDict, message_type: str, context: Context) -> Reply:
+    identify_as_server()
+    message = Message(record, dst_node_id=77, message_type=message_type)
+    answer = app(message, context)
+    assert answer.metadata.dst_node_id == message.metadata.src_node_id
+    return Reply.from_record(answer.content)
+
+
+def make_device(config: Config) -> Device:
+    return emulated_device(config, PARTITION_ID)
+
+
+def train_request(config: Config, stage: Stage, **changes: Any) -> TrainRequest:
+    teacher = float_model(config, make_device(config))
+    model = teacher if stage is Stage.FLOAT else prepare(teacher, config.quantization)
+    fields: dict[str, Any] = {
+        "stage": stage,
+        "round_index": 1,
+        "num_rounds": 3,
+        "model": encode_float(model_state(model), "float32", {}),
+        "model_hash": "base",
+    }
+    return TrainRequest(**{**fields, **changes})
+
+
+def test_query_says_who_the_device_is_and_no_more() -> None:
+    """1,438 training digits over 20 devices: 72 or 71, of which a tenth is held out."""
+    reply = call(RecordDict(), MessageType.QUERY, make_context())
+    assert (reply.partition_id, reply.status) == (PARTITION_ID, Status.OK)
+    assert reply.metrics["num-samples"] in range(60, 68)
+    assert reply.metrics.keys() == {NUM_EXAMPLES, "num-samples", "emulated"}
+    assert reply.metrics["emulated"] == 1
+
+
+@pytest.mark.parametrize("stage", [Stage.FLOAT, Stage.CALIBRATION])
+def test_train(stage: Stage) -> None:
+    flat = {**FLAT, "quantization.activation-bits": 4}
+    config = Config.from_flat(flat)
+    record = train_request(config, stage).to_record()
+    reply = call(record, MessageType.TRAIN, make_context(flat))
+    assert (reply.status, reply.round_index) == (Status.OK, 1)
+    assert reply.metrics["round-seconds"] > 0
+    assert reply.metrics[NUM_EXAMPLES] == len(make_device(config).train)
+    names = set(decode_state(reply.update))
+    is_step = {name.endswith(".input_quantizer.step") for name in names}
+    assert is_step == ({False} if stage is Stage.FLOAT else {True})
+
+
+def test_train_keeps_its_state_in_the_context() -> None:
+    """A round of QuaRC without its teacher is declined; with it, the coreset is remembered."""
+    config, context = Config.from_flat(FLAT), make_context()
+    state = model_state(float_model(config, make_device(config)))
+    payload = encode_float(state, "float32", {})
+    request = train_request(config, Stage.QUANTIZED, teacher_hash=content_hash(state))
+    reply = call(request.to_record(), MessageType.TRAIN, context)
+    assert reply.status is Status.TEACHER_MISSING
+    assert not context.state.array_records
+    request = train_request(
+        config, Stage.QUANTIZED, teacher_hash=content_hash(state), teacher=payload
+    )
+    reply = call(request.to_record(), MessageType.TRAIN, context)
+    assert reply.status is Status.OK
+    assert reply.teacher_hash == content_hash(state)
+    assert "coreset" in context.state.array_records
+
+
+def test_a_reply_is_the_same_every_time() -> None:
+    config = Config.from_flat(FLAT)
+    record = train_request(config, Stage.FLOAT).to_record()
+    updates = {call(record, MessageType.TRAIN, make_context()).update for _ in range(2)}
+    assert len(updates) == 1
+
+
+@pytest.mark.parametrize("stage", [Stage.FLOAT, Stage.QUANTIZED])
+def test_evaluate_measures_the_held_out_images(stage: Stage) -> None:
+    """Sums over the images, so that a mean over devices can be taken once, at the end."""
+    config = Config.from_flat(FLAT)
+    device = make_device(config)
+    sent = train_request(config, stage).model
+    request = EvaluateRequest(stage=stage, round_index=2, model=sent)
+    reply = call(request.to_record(), MessageType.EVALUATE, make_context())
+
+    model = (float_model if stage is Stage.FLOAT else quantized_model)(config, device)
+    load_state(model, decode_state(sent))
+    logits = predict_logits(model, device.holdout.images, device.dataset)
+    ranks = (logits > logits.gather(1, device.holdout.labels[:, None])).sum(1)
+    loss = functional.cross_entropy(logits, device.holdout.labels, reduction="sum")
+    assert len(device.holdout) > 3
+    assert reply.round_index == 2
+    assert reply.metrics[NUM_EXAMPLES] == len(device.holdout)
+    assert reply.metrics["correct"] == int((ranks == 0).sum())
+    assert reply.metrics["correct-top5"] == int((ranks < 5).sum())
+    assert reply.metrics["loss-sum"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_evaluate_without_held_out_images() -> None:
+    flat = {**FLAT, "data.holdout-fraction": 0.0}
+    request = EvaluateRequest(
+        stage=Stage.FLOAT,
+        round_index=0,
+        model=train_request(Config.from_flat(flat), Stage.FLOAT).model,
+    )
+    reply = call(request.to_record(), MessageType.EVALUATE, make_context(flat))
+    assert reply.metrics == {NUM_EXAMPLES: 0, "correct": 0, "correct-top5": 0, "loss-sum": 0.0}
+
+
+def test_threads_are_those_of_the_run() -> None:
+    torch.set_num_threads(1)
+    call(RecordDict(), MessageType.QUERY, make_context({**FLAT, "run.threads": 2}))
+    assert torch.get_num_threads() == 2
+
+
+def test_a_bad_run_config_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown setting 'training\.epochs'"):
+        call(RecordDict(), MessageType.QUERY, make_context({**FLAT, "training.epochs": 1}))
+
+
+def test_the_split_is_the_configured_one() -> None:
+    """Devices hold disjoint images; what is held out is not trained on."""
+    config = Config.from_flat(FLAT)
+    parts = []
+    for partition_id in range(20):
+        device = emulated_device(config, partition_id)
+        parts += [device.train.images, device.holdout.images]
+    assert sum(map(len, parts)) == len(make_device(config).dataset.train)
+    unique = np.unique(torch.cat(parts).flatten(1).numpy(), axis=0)
+    everything = np.unique(make_device(config).dataset.train.images.flatten(1).numpy(), axis=0)
+    assert np.array_equal(unique, everything)
