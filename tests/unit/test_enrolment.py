@@ -1,0 +1,122 @@
+"""Enrolment: which keys a SuperLink is told of, and what is left when it refuses."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from common.errors import UserError
+from server.enrolment import ControlClient, register_devices, revoke_device, rotate_device
+from server.keys import KeyFolder, create_device_keys
+
+
+class FakeSuperLink:
+    """Node ids by public key; like Flower's, it never takes a key twice."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, bytes] = {}
+        self.seen: list[bytes] = []
+        self.is_down = False
+
+    def register(self, public_key: Path, name: str) -> str:
+        content = public_key.read_bytes()
+        if self.is_down or content in self.seen:
+            raise UserError("the SuperLink refused")
+        self.seen.append(content)
+        node_id = str(100 + len(self.seen))
+        self.nodes[node_id] = content
+        return node_id
+
+    def unregister(self, node_id: str) -> None:
+        del self.nodes[node_id]
+
+    def node_ids(self) -> set[str]:
+        return set(self.nodes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> KeyFolder:
+    folder = KeyFolder(root=tmp_path)
+    create_device_keys(folder, ["a", "b"])
+    return folder
+
+
+@pytest.fixture
+def superlink() -> FakeSuperLink:
+    return FakeSuperLink()
+
+
+@pytest.fixture
+def client(superlink: FakeSuperLink) -> ControlClient:
+    return cast(ControlClient, superlink)
+
+
+def test_a_device_is_registered_once(
+    folder: KeyFolder, superlink: FakeSuperLink, client: ControlClient
+) -> None:
+    assert register_devices(folder, ["a"], client) == ["a"]
+    assert register_devices(folder, ["a", "b"], client) == ["b"]
+    assert superlink.nodes == {
+        "101": folder.device_public_key("a").read_bytes(),
+        "102": folder.device_public_key("b").read_bytes(),
+    }
+
+
+def test_a_superlink_without_its_state_is_told_again(
+    folder: KeyFolder, client: ControlClient
+) -> None:
+    """The folder remembers a node id that a new SuperLink does not know."""
+    register_devices(folder, ["a"], client)
+    assert register_devices(folder, ["a"], cast(ControlClient, FakeSuperLink())) == ["a"]
+
+
+def test_rotation_shuts_the_old_key_out(
+    folder: KeyFolder, superlink: FakeSuperLink, client: ControlClient
+) -> None:
+    register_devices(folder, ["a", "b"], client)
+    old = folder.device_key("a").read_bytes()
+    rotate_device(folder, "a", client)
+    assert folder.device_key("a").read_bytes() != old
+    assert sorted(superlink.nodes.values()) == sorted(
+        folder.device_public_key(name).read_bytes() for name in ("a", "b")
+    )
+    assert register_devices(folder, ["a", "b"], client) == []
+    assert sorted(path.name for path in folder.devices.iterdir()) == [
+        *("a.json", "a.key", "a.pub", "b.json", "b.key", "b.pub")
+    ]
+
+
+def test_a_refused_rotation_changes_nothing(
+    folder: KeyFolder, superlink: FakeSuperLink, client: ControlClient
+) -> None:
+    register_devices(folder, ["a"], client)
+    before = {path: path.read_bytes() for path in folder.devices.iterdir()}
+    superlink.is_down = True
+    with pytest.raises(UserError, match="refused"):
+        rotate_device(folder, "a", client)
+    assert {path: path.read_bytes() for path in folder.devices.iterdir()} == before
+    assert set(superlink.nodes) == {"101"}
+
+
+def test_revoking_removes_one_device(
+    folder: KeyFolder, superlink: FakeSuperLink, client: ControlClient
+) -> None:
+    register_devices(folder, ["a", "b"], client)
+    revoke_device(folder, "a", client)
+    assert set(superlink.nodes) == {"102"}
+    assert folder.device_names() == ["b"]
+    assert not folder.device_key("a").exists()
+
+
+def test_a_damaged_record_is_said(folder: KeyFolder, client: ControlClient) -> None:
+    folder.device_record("a").write_text("[]")
+    with pytest.raises(UserError, match=r"a\.json' can't be read"):
+        register_devices(folder, ["a"], client)
+
+
+def test_a_superlink_that_is_not_there_is_said(folder: KeyFolder) -> None:
+    """Port 1 of this machine: nobody listens there."""
+    certificate = folder.root / "ca.crt"
+    certificate.write_text("")
+    with pytest.raises(UserError, match=r"the SuperLink at 127\.0\.0\.1:1 "):
+        register_devices(folder, ["a"], ControlClient("127.0.0.1:1", certificate))
