@@ -1,0 +1,164 @@
+"""Tests of simulations.fleet and simulations.availability_file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from simulations.fleet import load_fleet, shipped_fleets
+
+CLASS = """
+    training-gflops: 2
+    memory-mb: 1000
+    uplink-mbits: 8
+    downlink-mbits: 16
+    latency-seconds: 0.5
+    training-watts: 5
+    idle-watts: 1
+    radio-watts: 3
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", list(shipped_fleets()))
+def test_shipped_fleets_load(name: str) -> None:
+    fleet = load_fleet(name)
+    num_devices = fleet.num_devices or 37
+    assert sum(fleet.class_counts(num_devices)) == num_devices
+
+
+def test_the_shipped_fleets_are_there() -> None:
+    sizes = {name: load_fleet(name).num_devices for name in shipped_fleets()}
+    assert sizes == {
+        "flaky": 0,
+        "homogeneous": 0,
+        "mixed-100": 100,
+        "mixed-1000": 1000,
+        "pi-lab": 10,
+    }
+
+
+def test_a_class_like_another_with_figures_of_its_own(tmp_path: Path) -> None:
+    fleet = load_fleet(
+        write(
+            tmp_path,
+            "classes: {slow: {like: raspberry-pi-5, share: 1, uplink-mbits: 1, weight-bits: [2]}}",
+        )
+    )
+    (slow,) = fleet.profiles
+    (pi,) = load_fleet(write(tmp_path, "classes: {raspberry-pi-5: {share: 1.0}}")).profiles
+    assert slow.class_name == "slow"
+    assert slow.uplink_mbits == 1.0
+    assert slow.weight_bits == (2,)
+    assert slow.training_gflops == pi.training_gflops
+
+
+def test_shares_are_rounded_by_largest_remainder(tmp_path: Path) -> None:
+    """Of 10 devices 0.45 and 0.35 and 0.2 are 4.5, 3.5 and 2: the first 5, then 3, then 2."""
+    text = "classes:\n" + "".join(
+        f"  {name}: {{like: raspberry-pi-4, share: {share}}}\n"
+        for name, share in (("a", 0.45), ("b", 0.35), ("c", 0.2))
+    )
+    fleet = load_fleet(write(tmp_path, text))
+    assert fleet.class_counts(10) == [5, 3, 2]
+    classes = fleet.assign(10, seed=3)
+    assert np.bincount(classes).tolist() == [5, 3, 2]
+    assert (classes == fleet.assign(10, seed=3)).all()
+    assert not (classes == np.sort(classes)).all()
+
+
+def test_a_fixed_number_of_devices() -> None:
+    with pytest.raises(UserError, match=r"pi-lab has 10 devices: data.num-devices = 9"):
+        load_fleet("pi-lab").assign(9, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected names and values"),
+        ("classes: {}", "classes is empty"),
+        ("clases: {}", "unknown setting 'clases'"),
+        ("classes: {a: {like: pi-9, share: 1}}", "like = 'pi-9': expected one of raspberry"),
+        ("classes: {raspberry-pi-4: {share: 0.4}}", "the shares add up to 0.4, not to 1"),
+        ("classes: {raspberry-pi-4: {share: -1}}", "share = -1: expected"),
+        ("classes: {raspberry-pi-4: {count: 0}}", "count = 0: expected a whole number"),
+        ("classes: {raspberry-pi-4: {count: 1.5}}", "count = 1.5: expected a whole number"),
+        ("classes: {raspberry-pi-4: {}}", "expected either count or share"),
+        ("classes: {raspberry-pi-4: {count: 1, share: 1}}", "expected either count or share"),
+        (
+            "classes: {raspberry-pi-4: {count: 1}, raspberry-pi-5: {share: 1}}",
+            "a count in every class or a share in every class",
+        ),
+        (
+            "classes: {raspberry-pi-4: {count: 1, uplink-mbits: -3}}",
+            "raspberry-pi-4: uplink-mbits = -3.0: expected a number, > 0",
+        ),
+        ("classes: {raspberry-pi-4: {count: 1, uplink: 3}}", "unknown setting 'uplink'"),
+        ("classes: {raspberry-pi-4: {count: 1, latency-seconds: no}}", "'no': expected a number"),
+        ("classes: {mine: {count: 1}}", "class mine: training-gflops is missing"),
+        ("classes: {raspberry-pi-4: {count: 1, model: resnet20}}", "model goes with seconds"),
+        (
+            "classes: {raspberry-pi-4: {count: 1, availability: {probability: 2}}}",
+            "probability = 2: expected a number from 0 to 1",
+        ),
+        (
+            "classes: {raspberry-pi-4: {count: 1, availability: {on-seconds: 2}}}",
+            "on-seconds and off-seconds go together",
+        ),
+        (
+            "classes: {raspberry-pi-4: {count: 1, availability: {odds: 2}}}",
+            "availability: unknown setting 'odds'",
+        ),
+    ],
+)
+def test_bad_fleets(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_fleet(write(tmp_path, text))
+    assert message in str(error.value)
+
+
+def test_an_unknown_fleet_names_those_that_there_are() -> None:
+    with pytest.raises(UserError, match="unknown fleet 'pi': expected one of flaky, homogeneous"):
+        load_fleet("pi")
+
+
+def trace_fleet(folder: Path, rows: str) -> str:
+    header = "start_seconds,end_seconds,available\n"
+    (folder / "trace.csv").write_text(header + rows, encoding="utf-8")
+    return write(
+        folder, f"classes:\n  mine:{CLASS}    count: 2\n    availability: {{trace: trace.csv}}\n"
+    )
+
+
+def test_a_trace(tmp_path: Path) -> None:
+    (profile,) = load_fleet(trace_fleet(tmp_path, "0,10,1\n10,15,0\n")).profiles
+    assert profile.availability.schedule == ((10.0, True), (5.0, False))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("0,10,1\n12,15,0\n", "line 3: a gap: starts at 12, expected 10"),
+        ("0,10,1\n8,15,0\n", "line 3: an overlap: starts at 8, expected 10"),
+        ("5,10,1\n", "line 2: a gap: starts at 5, expected 0"),
+        ("0,0,1\n", "line 2: ends at 0, expected a number above 0"),
+        ("0,10,yes\n", "line 2: expected two numbers and 0 or 1"),
+        ("0,10,0\n", "devices are never there"),
+    ],
+)
+def test_bad_traces(tmp_path: Path, rows: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_fleet(trace_fleet(tmp_path, rows))
+    assert message in str(error.value)
+
+
+def test_a_missing_trace(tmp_path: Path) -> None:
+    text = f"classes:\n  mine:{CLASS}    count: 2\n    availability: {{trace: none.csv}}\n"
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        load_fleet(write(tmp_path, text))
