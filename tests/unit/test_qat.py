@@ -1,4 +1,4 @@
-"""Tests of common.qat."""
+"""Tests of common.qat and common.quantized_layers."""
 
 import copy
 import math
@@ -12,13 +12,6 @@ from torch import Tensor, nn
 from common.config import QuantizationConfig
 from common.models import create_model, first_and_last, model_state
 from common.qat import (
-    CALIBRATION_VALUES,
-    ActivationQuantizer,
-    FakeQuantizer,
-    IntConv2d,
-    IntLinear,
-    QuantConv2d,
-    QuantLinear,
     activation_quantizers,
     activation_step_names,
     calibrate,
@@ -29,6 +22,15 @@ from common.qat import (
     quantized_weights,
 )
 from common.quantization import SMALLEST_STEP, least_squares_step, lsq_plus_step, lsq_step
+from common.quantized_layers import (
+    CALIBRATION_VALUES,
+    ActivationQuantizer,
+    FakeQuantizer,
+    IntConv2d,
+    IntLinear,
+    QuantConv2d,
+    QuantLinear,
+)
 
 
 def seeded(seed: int) -> torch.Generator:
