@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Protocol
 
@@ -105,11 +105,7 @@ class WorkerPool:
         self._waiting: list[Message] = []
         self._workers: list[Worker] = []
         self._last_worker: dict[int, Worker] = {}
-        # Ctrl-C goes to every process of the terminal. It is for this process alone: children
-        # inherit the signal mask of the thread that starts them.
-        self._starter = ThreadPoolExecutor(
-            max_workers=1, initializer=signal.pthread_sigmask, initargs=_BLOCK_CTRL_C
-        )
+        self._starter = ThreadPoolExecutor(max_workers=1, initializer=_keep_ctrl_c_to_ourselves)
         self._starting: Future[list[Worker]] | None = self._starter.submit(self._start, num_workers)
         try:
             fleet.load()  # what is wrong with the ClientApp shows here, with its traceback
@@ -224,7 +220,14 @@ class WorkerPool:
         self._last_worker[message.metadata.dst_node_id] = worker
 
 
-_BLOCK_CTRL_C = (signal.SIG_BLOCK, {signal.SIGINT})
+def _keep_ctrl_c_to_ourselves() -> None:
+    """Ctrl-C goes to every process of a terminal, and is for the main thread of this one alone.
+
+    Children inherit the signal mask of the thread that starts them. Starting the resource tracker,
+    which the fork server needs, would undo the mask: it has to be there first.
+    """
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _stop(workers: list[Worker]) -> None:

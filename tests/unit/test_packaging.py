@@ -1,6 +1,8 @@
 """pyproject.toml, the package and the Flower app agree with each other and with the code."""
 
+import importlib.metadata
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,20 +30,8 @@ def test_flowers_run_config_is_the_default_config() -> None:
     }
 
 
-def test_every_package_is_listed() -> None:
-    listed = set(tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]["packages"])
-    present = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for name in ("client", "common", "server", "simulations")
-        for path in (ROOT / name).rglob("__init__.py")
-    }
-    assert listed == present
-
-
 def test_the_bundle_holds_both_apps_and_no_more(tmp_path: Path) -> None:
     """Well below Flower's 10 MiB; the files that the apps need are in it, tests are not."""
-    import zipfile
-
     bundle = tmp_path / "app.fab"
     bundle.write_bytes(build_fab_from_disk(ROOT))
     assert bundle.stat().st_size < 1024 * 1024
@@ -57,8 +47,6 @@ def test_the_shipped_teacher_is_found_from_a_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flower unpacks the app without its binary files; the installed project still has them."""
-    import importlib.metadata
-
     try:
         importlib.metadata.distribution(DISTRIBUTION_NAME)
     except importlib.metadata.PackageNotFoundError:
