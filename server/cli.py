@@ -1,4 +1,4 @@
-"""``python -m server``: the fleet's keys, and which devices may take part.
+"""``python -m server``: the fleet's keys, which devices may take part, and runs.
 
 Exit codes: 0 done, 1 failed, 2 bad input.
 """
@@ -11,24 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from server.enrolment import ControlClient, register_devices, revoke_device, rotate_device
+from server.control import ControlClient
+from server.enrolment import register_devices, revoke_device, rotate_device
 from server.keys import (
     KeyFolder,
     create_device_keys,
     create_fleet_keys,
     renew_server_certificate,
 )
+from server.launch import follow_run, run_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return int(options.command(options) or 0)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +70,22 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("device", metavar="NAME")
     _add_superlink(revoke)
     revoke.set_defaults(command=_revoke)
+
+    run = commands.add_parser("run", help="start a federation and follow it to its end")
+    run.add_argument(
+        "file", metavar="FILE", type=Path, nargs="?", help="TOML file of settings, by section"
+    )
+    run.add_argument(
+        "--set", dest="settings", metavar="KEY=VALUE", nargs="+", default=[], action="extend"
+    )
+    run.add_argument(
+        "--ca", type=Path, default=Path("secrets/ca.crt"), help="CA (default: secrets/ca.crt)"
+    )
+    run.add_argument(
+        "--app", type=Path, default=Path(), help="the project's folder (default: this one)"
+    )
+    _add_superlink(run)
+    run.set_defaults(command=_run)
     return parser
 
 
@@ -112,21 +129,30 @@ def _register(options: argparse.Namespace) -> None:
     names = options.devices or folder.device_names()
     if not names:
         raise UserError(f"'{folder.devices}' holds no device keys")
-    new = register_devices(folder, names, _client(folder, options))
+    with _client(folder, options) as client:
+        new = register_devices(folder, names, client)
     for name in names:
         _say(f"{name}: {'registered' if name in new else 'was registered already'}")
 
 
 def _rotate(options: argparse.Namespace) -> None:
     folder = KeyFolder(root=options.dir)
-    rotate_device(folder, options.device, _client(folder, options))
+    with _client(folder, options) as client:
+        rotate_device(folder, options.device, client)
     _say(f"{options.device}: has a new key pair; restart its SuperNode with the new private key")
 
 
 def _revoke(options: argparse.Namespace) -> None:
     folder = KeyFolder(root=options.dir)
-    revoke_device(folder, options.device, _client(folder, options))
+    with _client(folder, options) as client:
+        revoke_device(folder, options.device, client)
     _say(f"{options.device}: is shut out, its key pair is removed")
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = run_settings(options.file, options.settings)
+    with ControlClient(options.superlink, options.ca) as client:
+        return follow_run(client, client.start_run(options.app, settings))
 
 
 def _client(folder: KeyFolder, options: argparse.Namespace) -> ControlClient:

@@ -1,105 +1,17 @@
 """Which devices may take part: their public keys are registered with a SuperLink, or no longer.
 
-Through ``flwr supernode``, which speaks to the SuperLink's Control API: an operator's address, not
-the one that devices are given.
+A device's record, next to its keys, holds the node id that the SuperLink gave it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 from common.errors import UserError
+from server.control import ControlClient
 from server.keys import KeyFolder, device_key_pair, write_secret
-
-COMMAND_SECONDS = 120
-"""How long one command to the SuperLink may take."""
-
-FLWR = [sys.executable, "-c", "from flwr.cli.app import app; app()"]
-CONNECTION = "fleet"
-GONE = {"unregistered", "deleted"}
-
-
-class ControlClient:
-    """``flwr supernode`` for one SuperLink.
-
-    Args:
-        address: HOST:PORT of the Control API.
-        ca_certificate: what the SuperLink's certificate is checked with.
-
-    Raises:
-        UserError: if the address is not HOST:PORT or there is no such certificate.
-    """
-
-    def __init__(self, address: str, ca_certificate: Path) -> None:
-        match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", address)
-        if match is None or not 0 < int(match[2]) < 65536:
-            raise UserError(f"--superlink = {address!r}: expected HOST:PORT")
-        if not ca_certificate.is_file():
-            raise UserError(f"there is no CA certificate '{ca_certificate}'")
-        self.address = address
-        self.ca_certificate = ca_certificate.resolve()
-
-    def register(self, public_key: Path, name: str) -> str:
-        """Let the owner of a public key take part; returns its node id."""
-        answer = self._flwr("register", str(public_key.resolve()), CONNECTION, "--name", name)
-        return str(answer["node-id"])
-
-    def unregister(self, node_id: str) -> None:
-        """Never let this node take part again."""
-        self._flwr("unregister", node_id, CONNECTION)
-
-    def node_ids(self) -> set[str]:
-        """Ids of the nodes that are registered."""
-        nodes = self._flwr("list", CONNECTION)["nodes"]
-        return {str(node["node-id"]) for node in nodes if node["status"] not in GONE}
-
-    def _flwr(self, *arguments: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="fedquarc-") as home:
-            # A home of its own: the user's Flower configuration is neither read nor changed.
-            # JSON's strings are TOML's.
-            (Path(home) / "config.toml").write_text(
-                f"[superlink.{CONNECTION}]\n"
-                f"address = {json.dumps(self.address)}\n"
-                f"root-certificates = {json.dumps(str(self.ca_certificate))}\n",
-                encoding="utf-8",
-            )
-            environment = {
-                **os.environ,
-                "FLWR_HOME": home,
-                "FLWR_TELEMETRY_ENABLED": "0",
-                "FLWR_DISABLE_UPDATE_CHECK": "1",
-            }
-            try:
-                done = subprocess.run(
-                    [*FLWR, "supernode", *arguments, "--format", "json"],
-                    env=environment,
-                    cwd=home,
-                    capture_output=True,
-                    text=True,
-                    timeout=COMMAND_SECONDS,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise UserError(
-                    f"the SuperLink at {self.address} did not answer in {COMMAND_SECONDS} s"
-                ) from error
-        # Its exit code is 0 for errors as well.
-        start = done.stdout.find("{")
-        try:
-            answer = json.loads(done.stdout[start:]) if start >= 0 else {}
-        except json.JSONDecodeError:
-            answer = {}
-        if not answer.get("success"):
-            reason = answer.get("error-message") or done.stderr or done.stdout
-            raise UserError(f"the SuperLink at {self.address} refused: {_one_line(reason)}")
-        return dict(answer)
 
 
 def register_devices(folder: KeyFolder, names: Iterable[str], client: ControlClient) -> list[str]:
@@ -182,7 +94,3 @@ def _record(folder: KeyFolder, name: str, node_id: str) -> None:
     path = folder.device_record(name)
     path.unlink(missing_ok=True)
     write_secret(path, json.dumps({"node-id": node_id}).encode() + b"\n")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300] or "no reason given"

@@ -6,7 +6,8 @@ from typing import cast
 import pytest
 
 from common.errors import UserError
-from server.enrolment import ControlClient, register_devices, revoke_device, rotate_device
+from server.control import ControlClient
+from server.enrolment import register_devices, revoke_device, rotate_device
 from server.keys import KeyFolder, create_device_keys
 
 

@@ -1,0 +1,76 @@
+"""A run in a fleet: from its settings to its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.config import Config
+from common.errors import UserError
+from common.settings import Scalar
+from server.control import ControlClient
+
+POLL_SECONDS = 3.0
+COMPLETED = "finished:completed"
+
+
+def run_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Scalar]:
+    """The settings of a run: a TOML file of sections, then ``section.key=value`` overrides.
+
+    Raises:
+        UserError: for a file that can't be read, or a setting that is unknown or out of range;
+            nothing has been started then.
+    """
+    settings = _read(file) if file is not None else {}
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise UserError(f"--set {override!r}: expected section.key=value")
+        settings[key] = _value(text)
+    Config.from_flat(settings)
+    return settings
+
+
+def follow_run(client: ControlClient, run_id: str) -> int:
+    """Show a run's log until it is over; returns 0 if it completed and 1 if it did not."""
+    _say(f"run {run_id} is started; it goes on when this command is interrupted")
+    while not (status := client.run_status(run_id)).startswith("finished:"):
+        # Ends early when the SuperLink restarts.
+        client.follow_log(run_id)
+        time.sleep(POLL_SECONDS)
+    _say(f"run {run_id}: {status}")
+    return 0 if status == COMPLETED else 1
+
+
+def _read(file: Path) -> dict[str, Scalar]:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"'{file}' can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"'{file}' is not TOML: {error}") from error
+    for name, section in content.items():
+        if not isinstance(section, dict):
+            raise UserError(f"'{file}': {name} = {section!r}: expected a section")
+    return {
+        f"{name}.{key}": value
+        for name, section in content.items()
+        for key, value in section.items()
+    }
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is a string without its quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -1,0 +1,74 @@
+"""Starting a run in a fleet: what is sent, what is refused, what the exit code says."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from common.errors import UserError
+from server.control import ControlClient
+from server.launch import follow_run, run_settings
+
+
+def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[data]\nalpha = 0.1\n[model]\nname = "resnet20"\n')
+    overrides = ["data.alpha=2", "run.out=/runs/a b", "data.augment=false", "run.seed='7'"]
+    with pytest.raises(UserError, match=r"run\.seed = '7': expected int"):
+        run_settings(file, overrides)
+    assert run_settings(file, overrides[:-1]) == {
+        "data.alpha": 2,
+        "model.name": "resnet20",
+        "run.out": "/runs/a b",
+        "data.augment": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "override", "said"),
+    [
+        ("[data", "run.seed=1", "is not TOML"),
+        ("seed = 1", "run.seed=1", "seed = 1: expected a section"),
+        ("[data]\nalfa = 1", "run.seed=1", "unknown setting 'data.alfa'"),
+        ("", "run.seed", "expected section.key=value"),
+        ("", "run.seed=-1", "run.seed = -1"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, content: str, override: str, said: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=said):
+        run_settings(file, [override])
+    with pytest.raises(UserError, match="can't be read"):
+        run_settings(tmp_path / "none.toml", [])
+
+
+class FakeSuperLink:
+    """A run whose log ends before the run does, as when the SuperLink restarts."""
+
+    def __init__(self, *statuses: str) -> None:
+        self.statuses = list(statuses)
+        self.num_logs = 0
+
+    def run_status(self, run_id: str) -> str:
+        return self.statuses.pop(0)
+
+    def follow_log(self, run_id: str) -> None:
+        self.num_logs += 1
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [("finished:completed", 0), ("finished:failed", 1), ("finished:stopped", 1)],
+)
+def test_the_exit_code_is_the_runs_end(
+    last: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("server.launch.POLL_SECONDS", 0.0)
+    superlink = FakeSuperLink("pending", "running", last)
+    assert follow_run(cast(ControlClient, superlink), "12") == code
+    assert superlink.num_logs == 2
+    assert f"run 12: {last}" in capsys.readouterr().out
