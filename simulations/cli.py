@@ -6,29 +6,26 @@ Exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 130 interrupted
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
 
 from common.errors import UserError
+from simulations.comparison.command import add_compare_command, add_report_command
+from simulations.engine_options import add_engine_options, prepare_process, run_with
 from simulations.paper.command import add_paper_command
 from simulations.pretrain_command import add_pretrain_command
 from simulations.scenario import load_scenario, parse_overrides, shipped_scenarios
-
-ENGINES = ("local", "ray")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    # Read when torch is loaded, later. Server and workers share the cores: a thread that spins while
-    # it waits for another one made evaluations up to a hundred times slower on a busy machine.
+    # Read when torch is loaded, later. Server and workers share the cores: a thread that spins
+    # while it waits made evaluations up to a hundred times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return int(options.command(options))
@@ -58,21 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         help="replace settings of the scenario, for example data.alpha=0.1",
     )
     run.add_argument("--out", metavar="DIR", help="new or empty folder for the results")
-    run.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="local",
-        help="local: worker processes; ray: Flower's Simulation Runtime (default: local)",
-    )
-    run.add_argument(
-        "--workers",
-        metavar="N",
-        type=_count,
-        help="devices emulated at the same time; 0: one, in this process (default: every CPU)",
-    )
-    run.add_argument("--debug", action="store_true", help="show tracebacks and all logs")
+    add_engine_options(run)
     run.set_defaults(command=_run)
 
+    add_compare_command(commands)
+    add_report_command(commands)
     add_paper_command(commands)
     add_pretrain_command(commands)
 
@@ -84,12 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 0, not {text!r}")
-    return int(text)
-
-
 def _run(options: argparse.Namespace) -> int:
     overrides = [*options.settings]
     if options.out is not None:
@@ -97,26 +78,13 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError("run.out is set twice: by --set and by --out")
         overrides.append(f"run.out={_quoted(options.out)}")
     scenario = load_scenario(options.scenario, overrides)
-    if options.debug:
-        logging.basicConfig(level=logging.INFO)
-        logging.getLogger("simulations").setLevel(logging.DEBUG)
-    # A run that is told to end cleans up like one that is interrupted.
-    signal.signal(signal.SIGTERM, _end)
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    prepare_process(options)
 
     # Imported late: `list` and bad input need no Flower.
     from simulations.console import ConsoleReporter
-    from simulations.runner import default_workers, run_scenario
 
-    num_workers = default_workers() if options.workers is None else options.workers
     with ConsoleReporter(Console()) as reporter:
-        run_scenario(
-            scenario,
-            reporter,
-            engine=options.engine,
-            num_workers=num_workers,
-            debug=options.debug,
-        )
+        run_with(options, scenario, reporter)
     return 0
 
 
@@ -138,10 +106,6 @@ def _settings(options: argparse.Namespace) -> int:
 def _quoted(text: str) -> str:
     """A YAML string, whatever it looks like."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _fail(message: str, *, code: int) -> int:

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from common.settings import Scalar
-from simulations import cli, runner
+from simulations import cli, engine_options, runner
 
 
 @pytest.fixture(autouse=True)
 def _work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(engine_options.signal, "signal", lambda *arguments: None)
 
 
 def _no_run(*arguments: object, **options: object) -> None:

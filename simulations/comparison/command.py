@@ -1,0 +1,139 @@
+"""``python -m simulations compare`` and ``python -m simulations report``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from simulations.engine_options import add_engine_options, prepare_process, run_with
+
+
+def add_compare_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command ``compare`` to a command line."""
+    compare = commands.add_parser(
+        "compare",
+        help="run scenarios, sweeps and seeds, and report them side by side",
+        description="Runs every scenario with every seed; a setting that is a list stands for "
+        "each of its values. Finished runs are kept, an interrupted one is run again. Writes "
+        "report.html (one file, opens offline), table.csv and table.md.",
+    )
+    compare.add_argument(
+        "scenarios", metavar="SCENARIO", nargs="+", help="a name from `list`, or a YAML file"
+    )
+    compare.add_argument(
+        "--seeds", metavar="LIST", type=_seeds, help="as 0,1,2 (default: the scenario's)"
+    )
+    compare.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings of all scenarios, for example 'coreset.selection=[quarc, random]'",
+    )
+    compare.add_argument(
+        "--out", metavar="DIR", required=True, type=Path, help="new folder, or to go on with"
+    )
+    compare.add_argument("--title", metavar="TEXT", help="of the report")
+    compare.add_argument(
+        "--report-only", action="store_true", help="run nothing, report what is finished"
+    )
+    add_engine_options(compare)
+    compare.set_defaults(command=_compare)
+
+
+def add_report_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command ``report`` to a command line."""
+    report = commands.add_parser(
+        "report",
+        help="compare finished runs: tables and pictures in one HTML file",
+        description="Reads run folders, takes those together that differ in their seed only, and "
+        "writes report.html (one file, opens offline), table.csv and table.md.",
+    )
+    report.add_argument("folders", metavar="RUN_FOLDER", nargs="+", type=Path)
+    report.add_argument("--out", metavar="DIR", required=True, type=Path, help="where it goes")
+    report.add_argument("--title", metavar="TEXT", help="of the report")
+    report.add_argument("--debug", action="store_true", help="show tracebacks")
+    report.set_defaults(command=_report)
+
+
+def _seeds(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise argparse.ArgumentTypeError(
+            f"expected different whole numbers, as 0,1,2, not {text!r}"
+        )
+    return [int(part) for part in parts]
+
+
+def _compare(options: argparse.Namespace) -> int:
+    # Imported late: `--help` and the other commands need none of it.
+    from rich.console import Console
+
+    from simulations.comparison.folder import ComparisonFolder
+    from simulations.comparison.run import read_finished, run_missing
+    from simulations.comparison.sweep import load_sweep, plan_runs
+
+    sweeps = [load_sweep(name, options.settings, options.seeds) for name in options.scenarios]
+    runs = plan_runs(sweeps)
+    folder = ComparisonFolder(options.out, sweeps)
+    console = Console()
+    words = ["compare", *options.scenarios]
+    words += [] if options.seeds is None else ["--seeds", ",".join(map(str, options.seeds))]
+    words += ["--set", *options.settings] if options.settings else []
+    words += ["--out", str(options.out)]
+
+    def report() -> None:
+        records, missing = read_finished(runs, folder)
+        if records or options.report_only:
+            notes = [f"Not finished: {', '.join(missing)}"] if missing else []
+            _write(records, options, words, notes, console)
+
+    failures = []
+    if not options.report_only:
+        prepare_process(options)
+        try:
+            failures = run_missing(runs, folder, partial(run_with, options), console)
+        except (KeyboardInterrupt, SystemExit):
+            report()
+            raise
+    report()
+    for failure in failures:
+        console.print(f"failed: {failure}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if failures else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    # Imported late: `--help` and the other commands need none of it.
+    from rich.console import Console
+
+    from simulations.comparison.report import read_runs
+
+    records, unfinished = read_runs(options.folders)
+    notes = [f"Not finished, left out: {', '.join(map(str, unfinished))}"] if unfinished else []
+    words = ["report", *map(str, options.folders), "--out", str(options.out)]
+    _write(records, options, words, notes, Console())
+    return 0
+
+
+def _write(
+    records: Sequence[Any],
+    options: argparse.Namespace,
+    words: Sequence[str],
+    notes: Sequence[str],
+    console: Any,
+) -> None:
+    from simulations.comparison.report import write_report
+    from simulations.comparison.tables import Origin
+
+    title = ["--title", options.title] if options.title else []
+    command = shlex.join(["python", "-m", "simulations", *words, *title])
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    origin = Origin(title=options.title or "", command=command, notes=notes)
+    write_report(records, options.out, origin, console)

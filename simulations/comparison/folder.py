@@ -1,0 +1,133 @@
+"""The folder of a comparison: what was asked for, and a run folder for each run.
+
+``DIR/comparison.json`` remembers the scenarios, ``DIR/runs/<name>`` are the runs. Values, seeds and
+scenarios may be added later; what is there already must mean the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from simulations.comparison.records import is_finished, is_run_folder, read_settings
+from simulations.comparison.sweep import PlannedRun, Sweep
+from simulations.paper.results import write_atomically
+
+FORMAT = 1
+COMPARISON_FILE = "comparison.json"
+RUN_FOLDER = "runs"
+
+
+class ComparisonFolder:
+    """Where the runs of a comparison are.
+
+    Args:
+        path: new, empty, or of an earlier call; nothing is written before `prepare`.
+        sweeps: what is compared.
+
+    Raises:
+        UserError: the folder holds other files, or scenarios with other settings.
+    """
+
+    def __init__(self, path: Path, sweeps: Sequence[Sweep]) -> None:
+        self.path = path
+        recorded = _read(path)
+        if recorded is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"{path} is no folder of a comparison: expected a new or empty folder, or one with "
+                f"a {COMPARISON_FILE}"
+            )
+        mine = describe(sweeps)
+        difference = first_difference(recorded or mine, mine)
+        if difference is not None:
+            raise UserError(
+                f"{path} was made with other settings: {difference}; give another folder with --out"
+            )
+        earlier = {} if recorded is None else recorded["scenarios"]
+        self._content = {**mine, "scenarios": {**earlier, **mine["scenarios"]}}
+
+    def run_folder(self, run: PlannedRun) -> Path:
+        """Where a run's files are."""
+        return self.path / RUN_FOLDER / run.name
+
+    def is_finished(self, run: PlannedRun) -> bool:
+        """Whether a run is there in full.
+
+        Raises:
+            UserError: it was made with other settings.
+        """
+        folder = self.run_folder(run)
+        if not is_finished(folder):
+            return False
+        recorded = read_settings(folder)
+        for key, value in run.compared.items():
+            if recorded[key] != value:
+                raise UserError(
+                    f"{folder} was made with other settings: {key} is {recorded[key]!r} there and "
+                    f"{value!r} here; give another folder with --out"
+                )
+        return True
+
+    def prepare(self, run: PlannedRun) -> Path:
+        """An empty place for a run that is not finished; returns its folder.
+
+        Raises:
+            UserError: something is there that no run has written, or nothing can be written.
+        """
+        write_atomically(
+            self.path / COMPARISON_FILE, json.dumps(self._content, indent=1).encode() + b"\n"
+        )
+        folder = self.run_folder(run)
+        if folder.exists():
+            if any(folder.iterdir()) and not is_run_folder(folder):
+                raise UserError(f"{folder}: expected the files of a run, found others")
+            shutil.rmtree(folder)
+        return folder
+
+
+def describe(sweeps: Sequence[Sweep]) -> dict[str, Any]:
+    """What a comparison's folder remembers."""
+    return {
+        "format": FORMAT,
+        "scenarios": {
+            sweep.name: {"settings": sweep.compared, "swept": list(sweep.axes)} for sweep in sweeps
+        },
+    }
+
+
+def first_difference(recorded: Mapping[str, Any], mine: Mapping[str, Any]) -> str | None:
+    """Where two comparisons contradict each other, in words; None where one only has more."""
+    if recorded.get("format") != mine["format"]:
+        return f"format is {recorded.get('format')!r} there and {mine['format']!r} here"
+    for name, ours in mine["scenarios"].items():
+        theirs = recorded["scenarios"].get(name, ours)
+        if theirs["swept"] != ours["swept"]:
+            there, here = (", ".join(each["swept"]) or "nothing" for each in (theirs, ours))
+            return f"scenario {name} sweeps {there} there and {here} here"
+        for key, value in ours["settings"].items():
+            # A setting that was added since then kept the earlier behaviour as its default.
+            if theirs["settings"].get(key, value) != value:
+                return (
+                    f"{key} of scenario {name} is {theirs['settings'][key]!r} there and {value!r} "
+                    f"here"
+                )
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    file = path / COMPARISON_FILE
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("scenarios"), dict):
+        raise UserError(f"{file} is damaged: give another folder with --out")
+    return content

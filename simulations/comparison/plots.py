@@ -1,0 +1,174 @@
+"""The pictures of a comparison, as SVG that takes its colours and its font from the page.
+
+Matplotlib draws in colours that stand for something; they are replaced by CSS variables, so that
+one picture is right on a light page and on a dark one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from common.extras import import_extra
+from simulations.comparison.curves import AXES, Axis, Curve, curve
+from simulations.comparison.groups import Comparison
+from simulations.comparison.measures import ACCURACY, device_seconds
+from simulations.paper.table import Spread
+
+NEEDED_FOR = "the pictures of a report"
+NUM_COLOURS = 8
+INK, GRID = "#010203", "#010204"
+SERIES = tuple(f"#0101{index + 16:02x}" for index in range(NUM_COLOURS))
+"""Stand for --ink, --grid and --series-0 ... --series-7."""
+LINES = ("-", "--", ":", "-.")
+"""The ninth series has the first colour again, but another line."""
+WIDTH = 5.6
+"""Inches; 72 units of the SVG each."""
+
+
+def draw_all(comparison: Comparison) -> list[tuple[str, str]]:
+    """(title, SVG) of every picture that there are figures for.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    pictures = [("Accuracy of every run", _svg(comparison, _draw_dots, "dots"))]
+    for axis in AXES:
+        curves = [curve(group, axis) for group in comparison.groups]
+        if any(found is not None and len(found.x) > 1 for found in curves):
+
+            def draw(axes: Any, shown: Comparison, axis: Axis = axis, curves: Any = curves) -> None:
+                _draw_curves(axes, shown, axis, curves)
+
+            pictures.append((axis.title, _svg(comparison, draw, axis.name)))
+    if any(device_seconds(run) for run in comparison.runs):
+        pictures.append(("Accuracy by device time", _svg(comparison, _draw_cost, "cost")))
+    return pictures
+
+
+def series_style(index: int) -> tuple[str, str]:
+    """Colour (one of `SERIES`) and line style of a series."""
+    return SERIES[index % NUM_COLOURS], LINES[index // NUM_COLOURS % len(LINES)]
+
+
+def themed(svg: str) -> str:
+    """The ``<svg>`` element alone, with colours that the page sets and without a fixed size."""
+    svg = svg[svg.index("<svg") :].strip()
+    for colour, name in [(INK, "ink"), (GRID, "grid")] + [
+        (colour, f"series-{index}") for index, colour in enumerate(SERIES)
+    ]:
+        svg = svg.replace(colour, f"var(--{name})")
+    head, rest = svg.split(">", 1)
+    return re.sub(r' (?:width|height)="[^"]*"', "", head) + ' role="img">' + rest
+
+
+def _svg(comparison: Comparison, draw: Callable[[Any, Comparison], None], name: str) -> str:
+    with _style(name):
+        figure = import_extra("matplotlib.figure", needed_for=NEEDED_FOR).Figure(
+            figsize=(WIDTH, _height(comparison, name)), layout="constrained"
+        )
+        axes = figure.subplots()
+        draw(axes, comparison)
+        axes.spines[["top", "right"]].set_visible(False)
+        content = io.StringIO()
+        figure.savefig(content, format="svg", metadata={"Date": None}, transparent=True)
+    return themed(content.getvalue())
+
+
+def _style(name: str) -> AbstractContextManager[None]:
+    """Text stays text, ids are the same in every report and differ between its pictures."""
+    context: AbstractContextManager[None] = import_extra(
+        "matplotlib", needed_for=NEEDED_FOR
+    ).rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": f"fedquarc-{name}",
+            "font.size": 10,
+            "text.color": INK,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "grid.color": GRID,
+            "axes.axisbelow": True,
+        }
+    )
+    return context
+
+
+def _height(comparison: Comparison, name: str) -> float:
+    """Of a picture in inches: the dots need a row for each group."""
+    return 1.0 + 0.3 * max(len(comparison.groups), 3) if name == "dots" else 3.6
+
+
+def _draw_dots(axes: Any, comparison: Comparison) -> None:
+    """One row for each group: every seed, their mean and standard deviation."""
+    rows = list(range(len(comparison.groups)))
+    for row, group in zip(rows, comparison.groups, strict=True):
+        colour, _ = series_style(row)
+        values = [value for run in group.runs if (value := ACCURACY.value(run)) is not None]
+        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.45, markersize=5)
+        spread = Spread.of(values)
+        if spread is not None:
+            axes.errorbar(
+                spread.mean, row, xerr=spread.std, fmt="|", color=colour, capsize=4, markersize=13
+            )
+    axes.set_yticks(rows, [group.label for group in comparison.groups])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=True, axis="x")
+    axes.set_xlabel("Top-1 after the last round, %")
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_curves(
+    axes: Any, comparison: Comparison, axis: Axis, curves: Sequence[Curve | None]
+) -> None:
+    for index, found in enumerate(curves):
+        if found is None:
+            continue
+        colour, line = series_style(index)
+        means = [spread.mean for spread in found.accuracy]
+        marker = "o" if len(means) <= 25 else None
+        axes.plot(found.x, means, line, color=colour, marker=marker, markersize=3.5, linewidth=1.6)
+        below = [spread.mean - (spread.std or 0.0) for spread in found.accuracy]
+        above = [spread.mean + (spread.std or 0.0) for spread in found.accuracy]
+        if below != above:
+            axes.fill_between(found.x, below, above, color=colour, alpha=0.15, linewidth=0)
+    _finish(axes, axis.label)
+    if axis.name == "rounds":
+        ticker = import_extra("matplotlib.ticker", needed_for=NEEDED_FOR)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _draw_cost(axes: Any, comparison: Comparison) -> None:
+    for index, group in enumerate(comparison.groups):
+        seconds = [value for run in group.runs if (value := device_seconds(run)) is not None]
+        time, accuracy = Spread.of(seconds), group.spread(ACCURACY)
+        if time is None or accuracy is None:
+            continue
+        colour, _ = series_style(index)
+        axes.errorbar(
+            time.mean,
+            accuracy.mean,
+            xerr=time.std,
+            yerr=accuracy.std,
+            fmt="o",
+            color=colour,
+            markerfacecolor=colour if index < NUM_COLOURS else "none",
+            capsize=3,
+            markersize=6,
+        )
+    _finish(axes, "seconds of selection and training, all devices")
+    if axes.get_xlim()[0] > 0:
+        low, high = axes.get_xlim()
+        if high > 5 * low:
+            axes.set_xscale("log")
+
+
+def _finish(axes: Any, label: str) -> None:
+    axes.grid(visible=True, axis="y")
+    axes.set_xlabel(label)
+    axes.set_ylabel("Top-1, %")

@@ -1,0 +1,84 @@
+"""Run folders -> report.html, table.csv and table.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.errors import UserError
+from simulations.comparison.groups import Comparison, compare_runs
+from simulations.comparison.page import to_html
+from simulations.comparison.records import RunRecord, is_finished, is_run_folder, read_run
+from simulations.comparison.tables import Origin, figures_table, to_csv, to_markdown
+from simulations.paper.results import write_atomically
+from simulations.paper.table import TextTable
+
+REPORT_FILE = "report.html"
+CSV_FILE = "table.csv"
+MARKDOWN_FILE = "table.md"
+MOST_CHARACTERS = 500
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Path]]:
+    """The finished runs among some run folders, and the folders of the others.
+
+    Raises:
+        UserError: one is no run folder, or is damaged.
+    """
+    records, unfinished = [], []
+    for folder in folders:
+        if is_finished(folder):
+            records.append(read_run(folder))
+        elif is_run_folder(folder):
+            unfinished.append(folder)
+        else:
+            raise UserError(f"{folder} is no run folder: expected one that `run` has written")
+    return records, unfinished
+
+
+def write_report(
+    records: Sequence[RunRecord], out: Path, origin: Origin, console: Console
+) -> Comparison:
+    """Print the table of some runs, and write the report; returns what it shows.
+
+    Raises:
+        UserError: there is no run, two are the same, a file cannot be written, or matplotlib is
+            not installed.
+    """
+    if not records:
+        raise UserError("there is no finished run to report: expected at least one")
+    comparison = compare_runs(records)
+    if not origin.title:
+        origin = replace(origin, title=describe_title(comparison))
+    _print(figures_table(comparison), console)
+    write_atomically(out / CSV_FILE, to_csv(comparison).encode())
+    write_atomically(out / MARKDOWN_FILE, to_markdown(comparison, origin).encode())
+    write_atomically(out / REPORT_FILE, to_html(comparison, origin).encode())
+    console.print(
+        f"report: {out / REPORT_FILE}, {CSV_FILE} and {MARKDOWN_FILE} beside it",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return comparison
+
+
+def _print(table: TextTable, console: Console) -> None:
+    shown = Table(*table.header, box=box.SIMPLE_HEAD)
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    # As wide as it is: a file, or a terminal that wraps, is better than columns cut short.
+    Console(file=console.file, width=MOST_CHARACTERS).print(shown, soft_wrap=True)
+
+
+def describe_title(comparison: Comparison) -> str:
+    """``resnet20 on cifar100``, of what all runs share."""
+    model, dataset = comparison.shared.get("model.name"), comparison.shared.get("data.dataset")
+    parts = [str(model) if model else "several models", "on", str(dataset or "several data sets")]
+    return " ".join(parts)

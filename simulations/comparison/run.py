@@ -1,0 +1,103 @@
+"""Run what is not finished of a comparison, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.config import Config
+from common.messages import Stage
+from simulations.comparison.folder import ComparisonFolder
+from simulations.comparison.records import RunRecord, read_run
+from simulations.comparison.sweep import RUN_OUT, PlannedRun
+from simulations.console import ConsoleReporter, describe_run
+from simulations.paper.progress import format_duration
+from simulations.scenario import Scenario
+
+RunScenario = Callable[[Scenario, ConsoleReporter], object]
+"""Runs a scenario, whose run folder is new, to its end."""
+
+
+class SweepReporter(ConsoleReporter):
+    """One run among many: its rounds that were evaluated, and a line at its end."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        super().__init__(console)
+        self._title = title
+
+    def start(self, config: Config, run_folder: Path) -> None:
+        """Say which run begins."""
+        self.note(f"{self._title}: {describe_run(config)}")
+
+    def round_done(self, stage: Stage, round_index: int, metrics: Mapping[str, Any]) -> None:
+        """Print a line for a round that was evaluated."""
+        if metrics.get("accuracy") is not None:
+            super().round_done(stage, round_index, metrics)
+        else:
+            self._progress.update(self._task, completed=round_index + 1, devices="")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Print what came of it."""
+        self._progress.stop()
+        self._line(
+            f"{self._title}: {summary['final_accuracy']:.2f} % Top-1, "
+            f"{format_duration(summary['wall_seconds'])}",
+            style="bold",
+        )
+
+
+def run_missing(
+    runs: Sequence[PlannedRun],
+    folder: ComparisonFolder,
+    run_scenario: RunScenario,
+    console: Console,
+) -> list[str]:
+    """Run what is not finished; returns what failed, a line for each run.
+
+    A run that fails does not keep the others from being run; it is tried again the next time.
+
+    Raises:
+        UserError: a finished run was made with other settings.
+    """
+    waiting = [run for run in runs if not folder.is_finished(run)]
+    if len(waiting) < len(runs):
+        _say(console, f"{len(runs) - len(waiting)} finished already, {len(waiting)} to run")
+    failures = []
+    started, work_done = time.monotonic(), 0.0
+    total_work = sum(run.work for run in waiting)
+    for number, run in enumerate(waiting, start=1):
+        out = folder.prepare(run)
+        settings = {**run.settings, RUN_OUT: str(out)}
+        scenario = Scenario(name=run.name, settings=settings, config=Config.from_flat(settings))
+        try:
+            with SweepReporter(console, f"[{number}/{len(waiting)}] {run.name}") as reporter:
+                run_scenario(scenario, reporter)
+        except Exception as error:  # whatever it is: the other runs go on
+            failures.append(f"{run.name}: {type(error).__name__}: {error}")
+            _say(console, f"failed: {failures[-1]}")
+        work_done += run.work
+        if number < len(waiting):
+            left = (time.monotonic() - started) * (total_work / work_done - 1)
+            _say(console, f"about {format_duration(left)} left")
+    return failures
+
+
+def read_finished(
+    runs: Sequence[PlannedRun], folder: ComparisonFolder
+) -> tuple[list[RunRecord], list[str]]:
+    """The finished runs, and the names of the others.
+
+    Raises:
+        UserError: a finished run is damaged or was made with other settings.
+    """
+    finished = [run for run in runs if folder.is_finished(run)]
+    missing = [run.name for run in runs if run not in finished]
+    return [read_run(folder.run_folder(run), run.label) for run in finished], missing
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,67 @@
+"""How scenarios are run, as options of the command line: shared by ``run`` and ``compare``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simulations.console import ConsoleReporter
+    from simulations.scenario import Scenario
+
+ENGINES = ("local", "ray")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add --engine, --workers and --debug."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="local: worker processes; ray: Flower's Simulation Runtime (default: local)",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count,
+        help="devices emulated at the same time; 0: one, in this process (default: every CPU)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and all logs")
+
+
+def prepare_process(options: argparse.Namespace) -> None:
+    """Logging, signals and Flower's telemetry, once before anything runs."""
+    if options.debug:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("simulations").setLevel(logging.DEBUG)
+    # A run that is told to end cleans up like one that is interrupted.
+    signal.signal(signal.SIGTERM, _end)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+
+def run_with(options: argparse.Namespace, scenario: Scenario, reporter: ConsoleReporter) -> None:
+    """Run one scenario as the options say."""
+    # Imported late: what only lists or reports needs no Flower.
+    from simulations.runner import default_workers, run_scenario
+
+    run_scenario(
+        scenario,
+        reporter,
+        engine=options.engine,
+        num_workers=default_workers() if options.workers is None else options.workers,
+        debug=options.debug,
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 0, not {text!r}")
+    return int(text)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
