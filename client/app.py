@@ -2,23 +2,70 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from torch.nn import functional
 
 from client.device import Device, emulated_device, float_model, quantized_model
+from client.local_device import DataFolderError, local_device
+from client.node import NodeSettings
 from client.rounds import calibration_round, float_round, quantized_round
+from client.state import load_inputs, save_inputs
 from common.config import Config
 from common.inference import predict_logits
-from common.messages import NUM_EXAMPLES, EvaluateRequest, Reply, Stage, TrainRequest
+from common.messages import (
+    NUM_EXAMPLES,
+    EvaluateRequest,
+    QueryRequest,
+    Reply,
+    Stage,
+    Status,
+    TrainRequest,
+)
 from common.models import load_state
 from common.updates import decode_state
 
-app = ClientApp()
+logger = logging.getLogger(__name__)
+
+
+class DeviceError(RuntimeError):
+    """What a real device says of an error: nothing about its files."""
+
+
+class NoInputSpecError(RuntimeError):
+    """The server has not told this device, or not since it started, what the images are like."""
+
+
+def keep_errors_private(
+    message: Message, context: Context, call_next: ClientAppCallable
+) -> Message:
+    """A Flower mod: the details of what went wrong with a device's own images stay in its log.
+
+    Flower would send the text of an exception, and with it names of files and classes.
+    """
+    node = NodeSettings.from_node_config(context.node_config, context.node_id)
+    if not node.data_dir:
+        return call_next(message, context)
+    try:
+        return call_next(message, context)
+    except DataFolderError as error:
+        logger.error("%s", error)
+        return _decline(message, node, Status.NO_DATA, error.summary)
+    except NoInputSpecError:
+        logger.warning("this device was started anew: it asks the server for the run's classes")
+        return _decline(message, node, Status.NO_INPUT_SPEC, "it was started anew")
+    except Exception:
+        logger.exception("this device could not do what the server asked for")
+        raise DeviceError("the device failed; its own log says why") from None
+
+
+app = ClientApp(mods=[keep_errors_private])
 
 ROUNDS = {
     Stage.FLOAT: float_round,
@@ -30,8 +77,10 @@ ROUNDS = {
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Who this device is; nothing about its images leaves it but their number."""
+    if NodeSettings.from_node_config(context.node_config, context.node_id).data_dir:
+        save_inputs(context.state, QueryRequest.from_record(message.content).inputs)
     _, device = _setup(context)
-    metrics = {"num-samples": len(device.train), "emulated": 1}
+    metrics = {"num-samples": len(device.train), "emulated": int(device.emulated)}
     return _answer(message, Reply(partition_id=device.partition_id, metrics=metrics))
 
 
@@ -77,9 +126,30 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _setup(context: Context) -> tuple[Config, Device]:
     config = Config.from_flat(context.run_config)
-    if torch.get_num_threads() != config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    return config, emulated_device(config, int(context.node_config["partition-id"]))
+    node = NodeSettings.from_node_config(context.node_config, context.node_id)
+    threads = node.threads or config.run.threads
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if node.data_dir:
+        return config, _local_device(config, node, context.state)
+    return config, emulated_device(config, node.partition_id)
+
+
+def _local_device(config: Config, node: NodeSettings, records: RecordDict) -> Device:
+    inputs = load_inputs(records)
+    if inputs is None:
+        raise NoInputSpecError
+    return local_device(
+        node.data_dir,
+        inputs,
+        partition_id=node.partition_id,
+        holdout_fraction=config.data.holdout_fraction,
+        seed=config.run.seed,
+    )
+
+
+def _decline(message: Message, node: NodeSettings, status: Status, reason: str) -> Message:
+    return _answer(message, Reply(partition_id=node.partition_id, status=status, reason=reason))
 
 
 def _answer(message: Message, reply: Reply) -> Message:

@@ -27,11 +27,13 @@ class Device:
 
     partition_id: int
     dataset: Dataset
-    """Normalisation and augmentation; its images are not the device's own."""
+    """Normalisation and augmentation; its images need not be the device's own."""
     train: ImageSet
     """The device's own images, for selection and training."""
     holdout: ImageSet
     """The device's own images, for evaluation only."""
+    emulated: bool = True
+    """Whether its images are a part of the configured split; else they are on its own disk."""
 
 
 def emulated_device(config: Config, partition_id: int) -> Device:

@@ -135,7 +135,7 @@ def _train_on_coresets(
         student=student,
         teacher=teacher,
         teacher_outputs=teacher_outputs,
-        coreset=load_coreset(records),
+        coreset=load_coreset(records, len(images)),
         generator=torch_generator(seed, "train-quantized", request.round_index, partition_id),
         selection_generator=lambda epoch: torch_generator(seed, "select", epoch, partition_id),
         on_coreset=lambda coreset: save_coreset(records, coreset),

@@ -2,7 +2,7 @@
 
 The teacher and its outputs are kept on disk by content hash: emulated devices on one machine share
 them, and they outlive a restart. Coreset and error feedback belong to one device in one run and
-live in Flower's Context.state.
+live in Flower's Context.state, as does what the server said about the run's images.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from torch import Tensor
 from client.coreset import Coreset
 from common.cache import cache_dir
 from common.checkpoints import content_hash
+from common.input_spec import InputSpec
+from common.messages import REQUEST, QueryRequest
 
 State = dict[str, NDArray[np.float32]]
 
 KEPT_TEACHERS = 8
 """Teachers kept on disk; the least recently used ones beyond that are removed."""
 
+INPUTS = "inputs"
 CORESET = "coreset"
 RESIDUAL = "residual"
 
@@ -106,14 +109,33 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def load_coreset(records: RecordDict) -> Coreset | None:
-    """The coreset of the last selection in this run, if any."""
+def load_inputs(records: RecordDict) -> InputSpec | None:
+    """What the server said about the run's images, if it did."""
+    if INPUTS not in records:
+        return None
+    record = RecordDict({REQUEST: records.config_records[INPUTS]})
+    return QueryRequest.from_record(record).inputs
+
+
+def save_inputs(records: RecordDict, inputs: InputSpec) -> None:
+    """Remember what the server said about the run's images."""
+    records[INPUTS] = QueryRequest(inputs=inputs).to_record().config_records[REQUEST]
+
+
+def load_coreset(records: RecordDict, num_images: int) -> Coreset | None:
+    """The coreset of the last selection in this run, if any.
+
+    One that points beyond ``num_images`` is forgotten: a real device's folder has lost images.
+    """
     arrays = records.array_records.get(CORESET)
     if arrays is None:
         return None
     epoch = records.config_records[CORESET + "-info"]["epoch"]
     assert isinstance(epoch, int)
-    return Coreset(indices=torch.from_numpy(arrays["indices"].numpy()), epoch=epoch)
+    indices = torch.from_numpy(arrays["indices"].numpy())
+    if len(indices) and int(indices.max()) >= num_images:
+        return None
+    return Coreset(indices=indices, epoch=epoch)
 
 
 def save_coreset(records: RecordDict, coreset: Coreset) -> None:

@@ -23,6 +23,14 @@ HOLDOUT_FRACTION = 0.2
 CHUNK_BYTES = 1 << 22
 
 
+class UnknownClassesError(UserError):
+    """A folder has classes that are not in the list that was agreed on."""
+
+
+class NoImagesError(UserError):
+    """A folder holds no image in any class folder."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FolderListing:
     """The image files of one ROOT/CLASS/* tree, by class and name."""
@@ -97,7 +105,7 @@ def list_images(root: Path, class_names: tuple[str, ...] | None = None) -> Folde
             classes = class_names
             unknown = [name for name in folders if name not in classes]
             if unknown:
-                raise UserError(
+                raise UnknownClassesError(
                     f"{root} has class folders that are not among the {len(classes)} classes of "
                     f"this run: {_shortened(unknown)} (classes: {_shortened(classes)})"
                 )
@@ -117,7 +125,7 @@ def list_images(root: Path, class_names: tuple[str, ...] | None = None) -> Folde
     except OSError as error:
         raise UserError(f"cannot read image folder {error.filename}: {error.strerror}") from error
     if not files:
-        raise UserError(f"{root} holds no images: expected CLASS/*.png (or {_formats()})")
+        raise NoImagesError(f"{root} holds no images: expected CLASS/*.png (or {_formats()})")
     return FolderListing(
         root=root, class_names=classes, files=files, labels=np.array(labels, dtype=np.int64)
     )

@@ -14,6 +14,8 @@ from enum import StrEnum
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from common.input_spec import InputSpec
+
 REQUEST = "request"
 REPLY = "reply"
 METRICS = "metrics"
@@ -46,6 +48,40 @@ class Status(StrEnum):
     TEACHER_MISSING = "teacher-missing"
     DIVERGED = "diverged"
     NO_DATA = "no-data"
+    NO_INPUT_SPEC = "no-input-spec"
+    """The device does not know the run's classes and normalisation (any more): query it again."""
+    PAUSED = "paused"
+    """The device is too hot, or its battery too low, for longer than it may pause."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryRequest:
+    """Who are you? With what a device has to know to bring its own images into the run's form."""
+
+    inputs: InputSpec
+
+    def to_record(self) -> RecordDict:
+        """The request as Flower records."""
+        fields = {name.replace("_", "-"): value for name, value in vars(self.inputs).items()}
+        lists = {key: list(value) for key, value in fields.items() if isinstance(value, tuple)}
+        return _pack(REQUEST, {**fields, **lists}, {})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> QueryRequest:
+        """The request that ``to_record`` made.
+
+        Raises:
+            ValueError: if a field is missing or impossible.
+        """
+        fields, _ = _unpack(record, REQUEST)
+        values = {
+            key.replace("-", "_"): tuple(value) if isinstance(value, list) else value
+            for key, value in fields.items()
+        }
+        try:
+            return cls(inputs=InputSpec(**values))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(f"malformed query: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from common.checkpoints import content_hash, load_checkpoint, resolve_teacher, s
 from common.config import Config
 from common.datasets import Dataset, load_dataset
 from common.errors import UserError
+from common.input_spec import InputSpec
+from common.messages import QueryRequest
 from common.models import create_model, load_state
 from common.partition import partition_labels
 from common.qat import prepare
@@ -71,7 +73,8 @@ def run_federation(
     module, is_trained = _float_module(config, dataset)
     reporter.start(config, run_folder)
     courier = Courier(grid, timeout_seconds=config.federation.round_timeout)
-    registry = DeviceRegistry(courier, reporter.note)
+    introduction = QueryRequest(inputs=InputSpec.of(dataset)).to_record()
+    registry = DeviceRegistry(courier, reporter.note, introduction)
     with quiet_flower():
         registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
         with Recorder(run_folder, config) as recorder:

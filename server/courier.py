@@ -66,6 +66,8 @@ class Courier:
         self._teacher_hash = ""
         self._teacher = b""
         self._teacher_nodes: set[int] = set()
+        self.forgetful_nodes: set[int] = set()
+        """Nodes that said that they lost what a query told them: started anew, for example."""
 
     def set_teacher(self, teacher_hash: str, payload: bytes) -> None:
         """Deliver this teacher with requests that name ``teacher_hash``."""
@@ -103,6 +105,8 @@ class Courier:
                 result.failures[node_id] = _first_line(reply.error.reason)
                 continue
             result.traffic[node_id].upload_bytes += message_bytes(reply)
+            if _status(reply.content) == Status.NO_INPUT_SPEC.value:
+                self.forgetful_nodes.add(node_id)
             if self._misses_teacher(node_id, reply.content):
                 lost.add(node_id)
             else:
@@ -152,10 +156,14 @@ class Courier:
         fields = content.config_records.get(REPLY, ConfigRecord())
         if self._teacher_hash and fields.get("teacher-hash") == self._teacher_hash:
             self._teacher_nodes.add(node_id)
-        if fields.get("status") != Status.TEACHER_MISSING.value:
+        if _status(content) != Status.TEACHER_MISSING.value:
             return False
         self._teacher_nodes.discard(node_id)
         return True
+
+
+def _status(content: RecordDict) -> object:
+    return content.config_records.get(REPLY, ConfigRecord()).get("status")
 
 
 def _new_message(message: Message, content: RecordDict) -> Message:

@@ -45,11 +45,18 @@ class DeviceRegistry:
     Args:
         courier: asks them.
         note: told what a user should know, in a sentence.
+        introduction: what a query tells a device about the run.
     """
 
-    def __init__(self, courier: Courier, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        courier: Courier,
+        note: Callable[[str], None],
+        introduction: RecordDict | None = None,
+    ) -> None:
         self.courier = courier
         self.note = note
+        self.introduction = introduction or RecordDict()
         self.traffic = Traffic()
         """Bytes of all queries."""
         self._by_partition: dict[int, RegisteredDevice] = {}
@@ -62,18 +69,19 @@ class DeviceRegistry:
         return [self._by_partition[partition] for partition in sorted(self._by_partition)]
 
     def refresh(self) -> None:
-        """Forget devices that left; query nodes that are new or did not answer."""
+        """Forget devices that left; query nodes that are new, forgot the run or did not answer."""
         present = set(self.courier.grid.get_node_ids())
         self._refused = {node: why for node, why in self._refused.items() if node in present}
         for device in self.devices:
-            if device.node_id not in present:
+            if device.node_id not in present or device.node_id in self.courier.forgetful_nodes:
                 del self._by_partition[device.partition_id]
         known = {device.node_id for device in self._by_partition.values()}
         new = sorted(present - known - self._refused.keys())
         exchange = self.courier.exchange(
-            Message(content=RecordDict(), dst_node_id=node_id, message_type=MessageType.QUERY)
+            Message(self.introduction, dst_node_id=node_id, message_type=MessageType.QUERY)
             for node_id in new
         )
+        self.courier.forgetful_nodes.clear()
         self.traffic.add(exchange.total())
         for message in exchange.replies:
             self._register(message)

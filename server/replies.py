@@ -39,8 +39,19 @@ class RefusalKind(StrEnum):
     WRONG_ROUND = "wrong-round"
     DIVERGED = "diverged"
     NO_DATA = "no-data"
+    NO_INPUT_SPEC = "no-input-spec"
+    PAUSED = "paused"
     BAD_METRICS = "bad-metrics"
     BAD_UPDATE = "bad-update"
+
+
+DECLINED = {
+    Status.DIVERGED: RefusalKind.DIVERGED,
+    Status.NO_DATA: RefusalKind.NO_DATA,
+    Status.NO_INPUT_SPEC: RefusalKind.NO_INPUT_SPEC,
+    Status.PAUSED: RefusalKind.PAUSED,
+}
+"""What a device that says that it cannot contribute is recorded as."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +136,8 @@ def _check_reply(message: Message, partition_id: int, expected: Expectation) -> 
             f"partition id {reply.partition_id}: expected "
             f"{partition_id if partition_id >= 0 else 'a device that was asked'}",
         )
-    if reply.status is Status.DIVERGED:
-        raise _RefusedError(RefusalKind.DIVERGED, reply.reason)
-    if reply.status is Status.NO_DATA:
-        raise _RefusedError(RefusalKind.NO_DATA, reply.reason)
+    if reply.status in DECLINED:
+        raise _RefusedError(DECLINED[reply.status], reply.reason)
     if reply.status is not Status.OK:
         raise _RefusedError(RefusalKind.MALFORMED, f"unexpected status {reply.status}")
     if reply.round_index != expected.round_index:

@@ -1,0 +1,57 @@
+"""What the operator of one device said about it: Flower's node config.
+
+Keys of the node config; none is needed on an emulated device but Flower's own ``partition-id``.
+
+- ``data-dir``: folder of the device's own images; without it the device is emulated.
+- ``partition-id``: who the device is among the others; by default a number made from its node id.
+- ``threads``: Torch threads, instead of the run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.errors import UserError
+from common.settings import Scalar
+
+MAX_PARTITION_ID = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSettings:
+    """One device's settings, checked.
+
+    Raises:
+        UserError: naming the key, the value and what is allowed.
+    """
+
+    partition_id: int
+    data_dir: str = ""
+    """Empty: an emulated device."""
+    threads: int = 0
+    """0: as many as the run says."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.partition_id <= MAX_PARTITION_ID:
+            raise UserError(
+                f"node config partition-id = {self.partition_id}: expected 0 to {MAX_PARTITION_ID}"
+            )
+        if not 0 <= self.threads <= 256:
+            raise UserError(f"node config threads = {self.threads}: expected 1 to 256")
+
+    @classmethod
+    def from_node_config(cls, node_config: Mapping[str, Scalar], node_id: int) -> NodeSettings:
+        """The settings in Flower's node config of node ``node_id``."""
+        return cls(
+            partition_id=_integer(node_config, "partition-id", node_id % (MAX_PARTITION_ID + 1)),
+            data_dir=str(node_config.get("data-dir", "")),
+            threads=_integer(node_config, "threads", 0),
+        )
+
+
+def _integer(node_config: Mapping[str, Scalar], key: str, default: int) -> int:
+    value = node_config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"node config {key} = {value!r}: expected a whole number")
+    return value

@@ -1,0 +1,220 @@
+"""Whole federations of devices with images of their own; nothing of these leaves a device."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.local_device import local_device
+from client.state import load_coreset, load_inputs
+from common.config import Config
+from common.input_spec import InputSpec
+from server.app import run_federation
+from tests.unit.fake_grid import FakeGrid
+from tests.unit.image_files import png
+from tests.unit.local_fleet import LocalFleet
+from tests.unit.test_server_app import SilentReporter
+
+CLASSES = ("ant", "bee", "cat")
+SIDE = 16
+
+
+def write_images(folder: Path, counts: dict[str, int], seed: int) -> None:
+    """FOLDER/CLASS/private-*.png: noise, brighter for later classes, so that it can be learned."""
+    generator = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        level = 40 + 60 * (CLASSES.index(name) if name in CLASSES else 0)
+        for index in range(count):
+            pixels = generator.integers(0, 64, (SIDE, SIDE, 3)) + level
+            file = folder / name / f"private-{seed}-{index}.png"
+            file.write_bytes(png(pixels.astype(np.uint8)))
+
+
+@pytest.fixture
+def server_images(tmp_path: Path) -> Path:
+    """The server's test images, and as many for its normalisation."""
+    write_images(tmp_path / "server" / "train", dict.fromkeys(CLASSES, 4), seed=100)
+    write_images(tmp_path / "server" / "test", dict.fromkeys(CLASSES, 4), seed=101)
+    return tmp_path / "server"
+
+
+def settings(server_images: Path) -> dict[str, Any]:
+    return {
+        "data.dataset": "folder",
+        "data.root": str(server_images),
+        "data.num-devices": 3,
+        "warmup.num-rounds": 1,
+        "federation.num-rounds": 2,
+        "federation.round-timeout": 60.0,
+        "coreset.fraction": 0.3,
+        "evaluation.device-interval": 1,
+        "evaluation.threads": 1,
+    }
+
+
+def federate(
+    tmp_path: Path, flat: dict[str, Any], counts: dict[int, dict[str, int]]
+) -> tuple[dict[str, Any], LocalFleet, SilentReporter]:
+    folders = {k: tmp_path / f"device-{k}" for k in counts}
+    for k, folder in folders.items():
+        folder.mkdir()
+        write_images(folder, counts[k], seed=k)
+    # A device knows the run's settings, not the server's folder.
+    fleet = LocalFleet(folders, {**flat, "data.root": "/nowhere"})
+    reporter = SilentReporter()
+    grid = FakeGrid(fleet, list(folders))
+    summary = run_federation(grid, Config.from_flat(flat), reporter, tmp_path / "run")
+    return summary, fleet, reporter
+
+
+def lines(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
+
+
+def test_nothing_private_is_in_any_message(tmp_path: Path, server_images: Path) -> None:
+    """Every byte of a federation against pixels, files, names, labels and coresets of its devices.
+
+    Class folders differ between the devices, and one has fewer images than a batch.
+    """
+    counts = {0: {"ant": 18, "bee": 14}, 1: {"bee": 10, "cat": 24}, 2: {"cat": 3}}
+    summary, fleet, _ = federate(tmp_path, settings(server_images), counts)
+    assert summary["num_devices"] == 3
+    assert {line["status"] for line in lines(tmp_path, "device")} == {"ok"}
+    assert not (tmp_path / "run" / "split.png").exists()  # nobody knows who holds what
+
+    sent = b"\n".join(fleet.traffic)
+    assert len(fleet.traffic) > 2 * 3 * 4
+    for k, context in fleet.contexts.items():
+        inputs = load_inputs(context.state)
+        assert inputs is not None
+        assert inputs.class_names == CLASSES
+        device = local_device(
+            context.node_config["data-dir"],  # type: ignore[arg-type]
+            inputs,
+            partition_id=k,
+            holdout_fraction=0.1,
+            seed=0,
+        )
+        for images in (device.train, device.holdout):
+            for image in images.images:
+                layouts = (image, image.permute(1, 2, 0))
+                for pixels in layouts:
+                    row = pixels.contiguous().numpy().tobytes()[:SIDE]
+                    assert row not in sent
+                    as_float = (pixels.contiguous().numpy().astype(np.float32) / 255).tobytes()
+                    assert as_float[: 4 * 4] not in sent
+        labels = device.train.labels
+        coreset = load_coreset(context.state, len(labels))
+        assert coreset is not None
+        assert len(coreset.indices)
+        for secret in (labels, coreset.indices):
+            if len(secret) < 8:
+                continue  # so few small numbers are in every message
+            for kind in (np.int64, np.int32, np.uint8):
+                assert secret.numpy().astype(kind).tobytes() not in sent
+            assert str(secret.tolist()).encode() not in sent
+        assert str(context.node_config["data-dir"]).encode() not in sent
+    for private in (b"private-", b".png", b"PNG", b"IDAT", b"indices", b"coreset\0", b"residual"):
+        assert private not in sent
+    # The check can find things: what does travel is seen.
+    assert b"num-samples" in sent
+    assert CLASSES[0].encode() in sent
+
+
+def test_what_would_leak_is_found(tmp_path: Path, server_images: Path) -> None:
+    """The capture sees the text of an error that a device sends."""
+    folder = tmp_path / "device"
+    write_images(folder, {"ant": 4}, seed=0)
+    fleet = LocalFleet({0: folder}, settings(server_images), {"threads": "private-0-0.png"})
+    FakeGrid(fleet, [0]).send_and_receive([_query()])
+    assert b"private-0-0.png" in fleet.traffic[-1]
+
+
+def test_devices_with_folders_that_cannot_be_used_are_left_out_and_say_no_more_than_that(
+    tmp_path: Path, server_images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of four, one has a class that nobody else has, and one has no images."""
+    counts: dict[int, dict[str, int]] = {
+        0: {"ant": 6, "bee": 6},
+        1: {"cat": 6},
+        2: {"ant": 3, "dog-of-mine": 3},
+        3: {},
+    }
+    flat = settings(server_images) | {"data.num-devices": 4}
+    with caplog.at_level(logging.ERROR, logger="client.app"):
+        summary, fleet, reporter = federate(tmp_path, flat, counts)
+    assert summary["num_devices"] == 2
+    notes = " ".join(reporter.notes())
+    assert "device 2 can't take part: its folder has classes that this run has not" in notes
+    assert "device 3 can't take part: its folder holds no images" in notes
+    assert b"dog-of-mine" not in b"".join(fleet.traffic)
+    assert "dog-of-mine" in caplog.text
+
+
+def test_a_file_that_breaks_during_a_run_costs_contributions_and_no_names(
+    tmp_path: Path, server_images: Path
+) -> None:
+    folder = tmp_path / "device"
+    write_images(folder, {"ant": 4, "bee": 4}, seed=0)
+    fleet = LocalFleet({0: folder}, settings(server_images))
+    grid = FakeGrid(fleet, [0])
+    (folder / "ant" / "private-0-0.png").write_bytes(b"damaged")
+    (reply,) = grid.send_and_receive([_query()])
+    assert reply.content.config_records["reply"]["status"] == "no-data"
+    assert reply.content.config_records["reply"]["reason"] == "its folder can't be read"
+    assert b"private-0-0" not in b"".join(fleet.traffic)
+
+
+def test_a_device_that_was_started_anew_is_told_again(tmp_path: Path, server_images: Path) -> None:
+    """Device 0 restarts after the first query: it misses the warm-up round and is back then."""
+    restarted: list[int] = []
+
+    class Restarting(LocalFleet):
+        def __call__(self, partition_id: int, message: Any) -> Any:
+            if not restarted and message.metadata.message_type.startswith("train"):
+                restarted.append(partition_id)
+                self.restart(partition_id)
+            return super().__call__(partition_id, message)
+
+    folders = {k: tmp_path / f"device-{k}" for k in range(3)}
+    for k, folder in folders.items():
+        write_images(folder, {"ant": 6, "cat": 6}, seed=k)
+    flat = settings(server_images)
+    grid = FakeGrid(Restarting(folders, flat), [0, 1, 2])
+    run_federation(grid, Config.from_flat(flat), SilentReporter(), tmp_path / "run")
+    statuses = [
+        (line["stage"], line["partition_id"], line["status"])
+        for line in lines(tmp_path, "device")
+        if line["status"] != "ok"
+    ]
+    assert statuses == [("float", restarted[0], "no-input-spec")]
+    assert len(grid.sent_of("query")) == 4
+
+
+def _query() -> Any:
+    from flwr.app import Message
+
+    from common.messages import QueryRequest
+    from tests.unit.fake_grid import node_id_of
+
+    inputs = InputSpec(
+        dataset_name="folder",
+        class_names=CLASSES,
+        channels=3,
+        height=SIDE,
+        width=SIDE,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        crop_padding=2,
+        flip=True,
+    )
+    return Message(
+        QueryRequest(inputs=inputs).to_record(), dst_node_id=node_id_of(0), message_type="query"
+    )
