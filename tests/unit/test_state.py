@@ -1,0 +1,239 @@
+"""Tests of client.state."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+
+from client.coreset import Coreset
+from client.state import (
+    KEPT_TEACHERS,
+    State,
+    TeacherStore,
+    load_coreset,
+    load_residual,
+    save_coreset,
+    save_residual,
+)
+from common.checkpoints import content_hash
+
+
+def teacher(value: float = 1.0) -> State:
+    return {
+        "conv.weight": np.full((2, 1, 3, 3), value, np.float32),
+        "fc.bias": np.arange(3, dtype=np.float32),
+    }
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def teacher_file(store: TeacherStore, teacher_hash: str) -> Path:
+    return store.root / teacher_hash / "teacher.safetensors"
+
+
+class TestTeacher:
+    def test_kept_by_its_content(self, tmp_path: Path) -> None:
+        teacher_hash = TeacherStore(tmp_path).keep(teacher())
+        assert teacher_hash == content_hash(teacher())
+        loaded = TeacherStore(tmp_path).load(teacher_hash)
+        assert loaded is not None
+        assert loaded.keys() == teacher().keys()
+        assert all(np.array_equal(loaded[name], values) for name, values in teacher().items())
+
+    def test_one_that_was_never_kept(self, tmp_path: Path) -> None:
+        assert TeacherStore(tmp_path).load("ab" * 32) is None
+        assert files(tmp_path) == []
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: b"",
+            lambda content: content[:-1],
+            lambda content: content[:20],
+            lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+            lambda content: b"\xff" * 8 + content[8:],
+        ],
+        ids=["empty", "cut", "cut in the header", "a bit", "header length"],
+    )
+    def test_a_damaged_one_is_as_good_as_none(
+        self, tmp_path: Path, damage: Callable[[bytes], bytes]
+    ) -> None:
+        store = TeacherStore(tmp_path)
+        teacher_hash = store.keep(teacher())
+        path = teacher_file(store, teacher_hash)
+        path.write_bytes(damage(path.read_bytes()))
+        assert store.load(teacher_hash) is None
+        store.keep(teacher())
+        assert store.load(teacher_hash) is not None
+
+    def test_another_one_in_its_place_is_not_taken(self, tmp_path: Path) -> None:
+        store = TeacherStore(tmp_path)
+        first, second = store.keep(teacher(1.0)), store.keep(teacher(2.0))
+        os.replace(teacher_file(store, second), teacher_file(store, first))
+        assert store.load(first) is None
+
+    @pytest.mark.parametrize("teacher_hash", ["", "../../etc", "a/b", "a.b"])
+    def test_a_hash_is_no_path(self, tmp_path: Path, teacher_hash: str) -> None:
+        with pytest.raises(ValueError, match="expected hexadecimal digits"):
+            TeacherStore(tmp_path).load(teacher_hash)
+
+    def test_the_cache_folder_is_the_default(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FEDQUARC_CACHE", str(tmp_path))
+        teacher_hash = TeacherStore().keep(teacher())
+        assert files(tmp_path) == [f"teachers/{teacher_hash}/teacher.safetensors"]
+
+
+class TestPruning:
+    def keep(self, store: TeacherStore, number: int) -> str:
+        """Keep a teacher, used at second ``number``."""
+        teacher_hash = store.keep(teacher(float(number)))
+        os.utime(store.root / teacher_hash, (number, number))
+        return teacher_hash
+
+    def test_the_latest_are_kept(self, tmp_path: Path) -> None:
+        store = TeacherStore(tmp_path)
+        hashes = [self.keep(store, number) for number in range(1, KEPT_TEACHERS + 3)]
+        assert [store.load(teacher_hash) is None for teacher_hash in hashes] == (
+            [True] * 2 + [False] * KEPT_TEACHERS
+        )
+
+    def test_use_counts_and_not_age(self, tmp_path: Path) -> None:
+        store = TeacherStore(tmp_path)
+        hashes = [self.keep(store, number) for number in range(1, KEPT_TEACHERS + 1)]
+        store.load(hashes[0])
+        self.keep(store, KEPT_TEACHERS + 1)
+        assert store.load(hashes[0]) is not None
+        assert store.load(hashes[1]) is None
+
+    def test_outputs_go_with_their_teacher(self, tmp_path: Path) -> None:
+        store = TeacherStore(tmp_path)
+        first = self.keep(store, 1)
+        store.outputs(first, images(), lambda: torch.zeros(1, 1))
+        os.utime(store.root / first, (1, 1))
+        for number in range(2, KEPT_TEACHERS + 2):
+            self.keep(store, number)
+        assert not (store.root / first).exists()
+
+    def test_a_folder_that_another_process_removes_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is listed, and gone when it is looked at."""
+        store = TeacherStore(tmp_path)
+        listed = Path.iterdir
+        monkeypatch.setattr(Path, "iterdir", lambda path: [*listed(path), path / "gone"])
+        teacher_hash = store.keep(teacher())
+        assert store.load(teacher_hash) is not None
+
+
+def images(value: int = 0) -> Tensor:
+    return torch.full((4, 1, 2, 2), value, dtype=torch.uint8)
+
+
+class Outputs:
+    """Counts how often they are computed."""
+
+    def __init__(self, value: float = 0.25) -> None:
+        self.value = value
+        self.num_calls = 0
+
+    def __call__(self) -> Tensor:
+        self.num_calls += 1
+        return torch.full((4, 3), self.value)
+
+
+class TestOutputs:
+    HASH = "ab12"
+
+    def test_are_computed_once(self, tmp_path: Path) -> None:
+        """Also for another process, which has a store of its own."""
+        outputs = Outputs()
+        for _ in range(3):
+            kept = TeacherStore(tmp_path).outputs(self.HASH, images(), outputs)
+            assert torch.equal(kept, torch.full((4, 3), 0.25))
+        assert outputs.num_calls == 1
+
+    def test_belong_to_their_images_and_teacher(self, tmp_path: Path) -> None:
+        store = TeacherStore(tmp_path)
+        first, second, third = Outputs(0.1), Outputs(0.2), Outputs(0.3)
+        store.outputs(self.HASH, images(0), first)
+        assert store.outputs(self.HASH, images(1), second)[0, 0].item() == pytest.approx(0.2)
+        assert store.outputs("cd34", images(0), third)[0, 0].item() == pytest.approx(0.3)
+        assert (first.num_calls, second.num_calls, third.num_calls) == (1, 1, 1)
+
+    def test_layout_in_memory_does_not_matter(self, tmp_path: Path) -> None:
+        store, outputs = TeacherStore(tmp_path), Outputs()
+        batch = torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2)
+        store.outputs(self.HASH, batch, outputs)
+        store.outputs(self.HASH, batch.to(memory_format=torch.channels_last), outputs)
+        assert outputs.num_calls == 1
+
+    @pytest.mark.parametrize("length", [0, 5, 100, -1])
+    def test_damaged_ones_are_computed_again(self, tmp_path: Path, length: int) -> None:
+        store, outputs = TeacherStore(tmp_path), Outputs()
+        store.outputs(self.HASH, images(), outputs)
+        (path,) = (store.root / self.HASH).iterdir()
+        path.write_bytes(path.read_bytes()[:length])
+        for _ in range(2):
+            store.outputs(self.HASH, images(), outputs)
+        assert outputs.num_calls == 2
+
+    def test_a_failure_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        def fail() -> Tensor:
+            raise RuntimeError("out of memory")
+
+        def not_an_array() -> Tensor:
+            return torch.zeros(1, requires_grad=True)
+
+        for compute in (fail, not_an_array):
+            with pytest.raises(RuntimeError):
+                TeacherStore(tmp_path).outputs(self.HASH, images(), compute)
+        assert files(tmp_path) == []
+
+
+class TestRecords:
+    def test_a_coreset_is_remembered(self) -> None:
+        records = RecordDict()
+        assert load_coreset(records, 10) is None
+        save_coreset(records, Coreset(indices=torch.tensor([1, 4, 9]), epoch=7))
+        loaded = load_coreset(records, 10)
+        assert loaded is not None
+        assert loaded.indices.tolist() == [1, 4, 9]
+        assert loaded.indices.dtype == torch.int64
+        assert loaded.epoch == 7
+
+    def test_a_new_coreset_takes_the_place_of_the_old(self) -> None:
+        records = RecordDict()
+        save_coreset(records, Coreset(indices=torch.tensor([1, 4]), epoch=0))
+        save_coreset(records, Coreset(indices=torch.tensor([2]), epoch=5))
+        loaded = load_coreset(records, 10)
+        assert loaded is not None
+        assert (loaded.indices.tolist(), loaded.epoch) == ([2], 5)
+
+    def test_a_coreset_of_images_that_are_gone_is_forgotten(self) -> None:
+        records = RecordDict()
+        save_coreset(records, Coreset(indices=torch.tensor([1, 9]), epoch=0))
+        assert load_coreset(records, 10) is not None
+        assert load_coreset(records, 9) is None
+
+    def test_the_residual_is_remembered(self) -> None:
+        records = RecordDict()
+        assert load_residual(records) == {}
+        lost = {
+            "fc.weight": np.array([[0.5, -0.25]], np.float32),
+            "fc.bias": np.zeros(1, np.float32),
+        }
+        save_residual(records, lost)
+        loaded = load_residual(records)
+        assert list(loaded) == list(lost)
+        assert all(np.array_equal(loaded[name], values) for name, values in lost.items())
+        save_residual(records, {})
+        assert load_residual(records) == {}
