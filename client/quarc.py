@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from client.coreset import Coreset
+from client.coreset import STUDENT_FREE, Coreset
 from client.selection import choose_coreset, draw_pool, needs_teacher_outputs
 from client.trainer import TrainingResult, TrainingTask, make_optimizer, proximal_anchors, train
 from common.augmentation import augment_batch
@@ -33,6 +33,10 @@ class QuarcResult:
     coreset: Coreset
     """The last one."""
     num_selections: int
+    num_scored: int
+    """Images that the student was run on for the selections."""
+    num_teacher_scored: int
+    """Images that the teacher was run on for them: its outputs on all images are kept."""
     select_seconds: float
     """Wall-clock time of the selections, the teacher's outputs for them included."""
     train_seconds: float
@@ -82,12 +86,13 @@ def train_on_coresets(
     # One for all coresets: a selection is no reason to lose the momentum.
     optimizer = make_optimizer(student, task)
     anchors = proximal_anchors(student, task)
-    num_selections = 0
+    num_selections = num_scored = num_teacher_scored = 0
     epoch, last_epoch = task.first_epoch, task.first_epoch + task.num_epochs
     while epoch < last_epoch:
         with select:
             if coreset is None or coreset.is_due(epoch, config.interval):
-                coreset = _choose(
+                is_first = coreset is None
+                coreset, num_candidates = _choose(
                     config,
                     images,
                     dataset,
@@ -98,6 +103,10 @@ def train_on_coresets(
                     selection_generator(epoch),
                 )
                 num_selections += 1
+                if config.selection not in STUDENT_FREE:
+                    num_scored += num_candidates
+                if needs_teacher_outputs(config.selection) and (is_first or config.pool > 0):
+                    num_teacher_scored += num_candidates
                 if on_coreset is not None:
                     on_coreset(coreset)
         until_next = coreset.epoch + config.interval - epoch
@@ -121,6 +130,8 @@ def train_on_coresets(
         training=total,
         coreset=coreset,
         num_selections=num_selections,
+        num_scored=num_scored,
+        num_teacher_scored=num_teacher_scored,
         select_seconds=select.seconds,
         train_seconds=training.seconds,
         select_cpu_seconds=select.cpu_seconds,
@@ -137,10 +148,11 @@ def _choose(
     epoch: int,
     num_epochs: int,
     generator: torch.Generator,
-) -> Coreset:
+) -> tuple[Coreset, int]:
+    """A new coreset and the number of images that it was chosen from."""
     candidates = draw_pool(config, images.labels, generator)
     outputs = teacher_outputs(candidates) if needs_teacher_outputs(config.selection) else None
-    return choose_coreset(
+    coreset = choose_coreset(
         config,
         images,
         dataset,
@@ -151,6 +163,7 @@ def _choose(
         generator=generator,
         candidates=candidates,
     )
+    return coreset, len(images) if candidates is None else len(candidates)
 
 
 def training_task(

@@ -102,7 +102,12 @@ def quantized_round(
         round_index=request.round_index,
         update=update,
         teacher_hash=request.teacher_hash,
-        metrics={**metrics, "select-seconds": outcome.select_seconds},
+        metrics={
+            **metrics,
+            "select-seconds": outcome.select_seconds,
+            "num-scored": outcome.num_scored,
+            "num-teacher-scored": outcome.num_teacher_scored,
+        },
     )
 
 
@@ -203,6 +208,7 @@ def _metrics(result: TrainingResult, num_examples: int, seconds: float) -> dict[
         "coreset-size": num_examples,
         "train-loss": result.mean_loss,
         "num-steps": result.num_steps,
+        "num-seen": result.num_seen,
         "train-seconds": seconds,
         "select-seconds": 0.0,
     }

@@ -260,6 +260,18 @@ class StrategyConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FleetConfig(Section):
+    """Emulated hardware, and what a round does about devices that are slow or fail."""
+
+    name: str = setting("")
+    """The hardware: a shipped fleet or a YAML file; empty: none is emulated."""
+    deadline: float = setting(0.0, minimum=0.0)
+    """Virtual seconds after which a round goes on without those that are late; 0: it waits."""
+    over_selection: float = setting(1.0, minimum=1.0, maximum=10.0)
+    """Devices asked for every reply that is used; the first are, so that a round can spare some."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
     """When and how models are measured."""
 
@@ -286,6 +298,7 @@ class Config:
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -348,6 +361,7 @@ SECTION_TYPES: dict[str, type[Section]] = {
     "warmup": WarmupConfig,
     "federation": FederationConfig,
     "strategy": StrategyConfig,
+    "fleet": FleetConfig,
     "evaluation": EvaluationConfig,
 }
 SECTION_NAMES = {section_type: name for name, section_type in SECTION_TYPES.items()}

@@ -98,6 +98,9 @@ class DeviceProfile:
     """From the server to the device, Mbit/s."""
     latency_seconds: float
     """Virtual seconds that a message takes beside its bytes, one way."""
+    mean_delay_seconds: float = 0.0
+    """Mean of what a device waits in a round before it starts, exponentially distributed: it is
+    busy with something else."""
     failure_rate: float = 0.0
     """Chance that a device breaks off in the middle of a round, [0, 1]."""
     training_watts: float
@@ -124,6 +127,7 @@ class DeviceProfile:
             _require_positive(name, getattr(self, name))
         for name in (
             "latency_seconds",
+            "mean_delay_seconds",
             "training_watts",
             "idle_watts",
             "radio_watts",
@@ -146,8 +150,9 @@ class DeviceProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskCost:
-    """What one task costs a device: download, then computing, then upload."""
+    """What one task costs a device: a delay, then download, computing and upload."""
 
+    virtual_delay_seconds: float = 0.0
     virtual_download_seconds: float
     virtual_compute_seconds: float
     virtual_upload_seconds: float
@@ -156,17 +161,21 @@ class TaskCost:
     def virtual_seconds(self) -> float:
         """From the server's request to its having the reply."""
         return (
-            self.virtual_download_seconds
+            self.virtual_delay_seconds
+            + self.virtual_download_seconds
             + self.virtual_compute_seconds
             + self.virtual_upload_seconds
         )
 
     def until(self, virtual_seconds: float) -> TaskCost:
         """The part of the task that is done when it is broken off after so long."""
-        download = min(self.virtual_download_seconds, virtual_seconds)
-        compute = min(self.virtual_compute_seconds, virtual_seconds - download)
-        upload = min(self.virtual_upload_seconds, virtual_seconds - download - compute)
+        delay = min(self.virtual_delay_seconds, virtual_seconds)
+        left = virtual_seconds - delay
+        download = min(self.virtual_download_seconds, left)
+        compute = min(self.virtual_compute_seconds, left - download)
+        upload = min(self.virtual_upload_seconds, left - download - compute)
         return TaskCost(
+            virtual_delay_seconds=delay,
             virtual_download_seconds=download,
             virtual_compute_seconds=compute,
             virtual_upload_seconds=upload,
@@ -174,10 +183,16 @@ class TaskCost:
 
 
 def task_cost(
-    profile: DeviceProfile, *, flops: float, download_bytes: float, upload_bytes: float
+    profile: DeviceProfile,
+    *,
+    flops: float,
+    download_bytes: float,
+    upload_bytes: float,
+    delay_seconds: float = 0.0,
 ) -> TaskCost:
-    """The cost of receiving a request, computing and sending the reply."""
+    """The cost of receiving a request, computing and sending the reply, after a delay."""
     return TaskCost(
+        virtual_delay_seconds=delay_seconds,
         virtual_download_seconds=download_seconds(profile, download_bytes),
         virtual_compute_seconds=training_seconds(profile, flops),
         virtual_upload_seconds=upload_seconds(profile, upload_bytes),
@@ -219,12 +234,12 @@ def joules(
 
 
 def task_joules(profile: DeviceProfile, cost: TaskCost, *, idle_seconds: float = 0.0) -> float:
-    """Energy of a task and of the waiting after it."""
+    """Energy of a task, of the delay before it and of the waiting after it."""
     return joules(
         profile,
         training_seconds=cost.virtual_compute_seconds,
         radio_seconds=cost.virtual_download_seconds + cost.virtual_upload_seconds,
-        idle_seconds=idle_seconds,
+        idle_seconds=cost.virtual_delay_seconds + idle_seconds,
     )
 
 

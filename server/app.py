@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher, save_checkpoint
+from common.clock import Clock
 from common.config import Config
 from common.datasets import Dataset, load_dataset
 from common.errors import UserError
@@ -25,7 +26,13 @@ from common.updates import encode_float
 from server.courier import Courier
 from server.global_model import GlobalModel
 from server.plots import plot_curves
-from server.recorder import Recorder, check_run_folder, default_run_folder
+from server.recorder import (
+    Annotate,
+    Recorder,
+    check_run_folder,
+    default_run_folder,
+    no_annotation,
+)
 from server.registry import DeviceRegistry
 from server.reporting import LogReporter, Reporter, console_logger, quiet_flower
 from server.rounds import Session
@@ -50,7 +57,13 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_federation(
-    grid: Grid, config: Config, reporter: Reporter, run_folder: Path
+    grid: Grid,
+    config: Config,
+    reporter: Reporter,
+    run_folder: Path,
+    *,
+    clock: Clock | None = None,
+    annotate: Annotate = no_annotation,
 ) -> dict[str, Any]:
     """One federation from beginning to end; returns what summary.json holds.
 
@@ -61,6 +74,8 @@ def run_federation(
         config: of the run.
         reporter: told what happens.
         run_folder: where results go; new or empty.
+        clock: what waiting for devices goes by; None: the machine's own.
+        annotate: asked what else belongs into every recorded line and into the summary.
 
     Raises:
         UserError: for what a user can mend: settings, data, checkpoint, folder, devices.
@@ -72,12 +87,12 @@ def run_federation(
     dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
     module, is_trained = _float_module(config, dataset)
     reporter.start(config, run_folder)
-    courier = Courier(grid, timeout_seconds=config.federation.round_timeout)
+    courier = Courier(grid, timeout_seconds=config.federation.round_timeout, clock=clock)
     introduction = QueryRequest(inputs=InputSpec.of(dataset)).to_record()
     registry = DeviceRegistry(courier, reporter.note, introduction)
     with quiet_flower():
         registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
-        with Recorder(run_folder, config) as recorder:
+        with Recorder(run_folder, config, annotate) as recorder:
             session = Session(
                 config=config,
                 courier=courier,
@@ -90,7 +105,7 @@ def run_federation(
             facts = _run_stages(session, module, dataset, is_trained=is_trained)
             facts["wall_seconds"] = time.perf_counter() - started
             summary = summarise(config, recorder.rounds, RunFacts(**facts))
-            recorder.write_summary(summary)
+            summary = recorder.write_summary(summary)
             _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")
     reporter.finish(summary)
     return summary

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from common.clock import Clock, WallClock
 from common.messages import REPLY, REQUEST, Status, TrainRequest, message_bytes
 
 
@@ -58,10 +59,12 @@ class Courier:
     Args:
         grid: Flower's grid, of any engine.
         timeout_seconds: how long the replies to one set of messages are waited for.
+        clock: what waiting for devices goes by; None: the machine's own.
     """
 
-    def __init__(self, grid: Grid, *, timeout_seconds: float) -> None:
+    def __init__(self, grid: Grid, *, timeout_seconds: float, clock: Clock | None = None) -> None:
         self.grid = grid
+        self.clock = clock or WallClock()
         self.timeout_seconds = timeout_seconds
         self._teacher_hash = ""
         self._teacher = b""

@@ -1,7 +1,7 @@
 """The run folder: settings, one line of figures per round and device, models, a summary.
 
 Figures that depend on the clock have names that end in ``_seconds``; everything else is the same,
-byte for byte, in two runs with one seed.
+byte for byte, in two runs with one seed. An emulation's virtual seconds are the same as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,14 @@ from common.errors import UserError
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
+
+Annotate = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""A line, or the summary (of kind "summary") -> figures that belong into it as well."""
+
+
+def no_annotation(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Nothing to add."""
+    return {}
 
 
 def default_run_folder(config: Config) -> Path:
@@ -52,14 +60,16 @@ class Recorder:
     Args:
         folder: made when it is missing; empty.
         config: written as config.yaml, by section.
+        annotate: asked what else belongs into every line and into the summary.
 
     Raises:
         UserError: if the folder can't be written or is not empty.
     """
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, annotate: Annotate = no_annotation) -> None:
         check_run_folder(folder)
         self.folder = folder
+        self._annotate = annotate
         self.rounds: list[dict[str, Any]] = []
         """The lines of all rounds so far."""
         try:
@@ -80,19 +90,27 @@ class Recorder:
     ) -> None:
         self._file.close()
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl; it is on its way to the disk before this returns."""
+    def write(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Append one line to metrics.jsonl; it is on its way to the disk before this returns.
+
+        Returns:
+            The line as it was written, annotated.
+        """
+        line = {**line, **self._annotate(line)}
         if line["kind"] == "round":
-            self.rounds.append(dict(line))
+            self.rounds.append(line)
         self._file.write(to_json(line) + "\n")
         self._file.flush()
+        return line
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json atomically."""
+    def write_summary(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Write summary.json atomically; returns what was written, annotated."""
+        summary = {**summary, **self._annotate({"kind": "summary", **summary})}
         path = self.folder / SUMMARY_FILE
         temporary = path.with_suffix(".tmp")
         temporary.write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)
+        return summary
 
 
 def config_yaml(config: Config) -> str:

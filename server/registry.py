@@ -6,7 +6,6 @@ partition id that it answers to a query.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -124,7 +123,8 @@ class DeviceRegistry:
             UserError: if they are not within ``timeout_seconds``, or at once when enough nodes
                 are there but too many of them are refused.
         """
-        deadline = time.monotonic() + timeout_seconds
+        clock = self.courier.clock
+        deadline = clock.now() + timeout_seconds
         announced = -1
         while True:
             self.refresh()
@@ -133,7 +133,7 @@ class DeviceRegistry:
                 return
             num_nodes = len(set(self.courier.grid.get_node_ids()))
             is_hopeless = num_nodes >= num_devices and len(self._refused) >= num_nodes - found
-            if is_hopeless or time.monotonic() >= deadline:
+            if is_hopeless or clock.now() >= deadline:
                 reasons = "".join(f"; {reason}" for reason in sorted({*self._refused.values()}))
                 raise UserError(
                     f"{found} of {num_nodes} device(s) can take part: expected at least "
@@ -142,7 +142,7 @@ class DeviceRegistry:
             if found != announced:
                 self.note(f"waiting for devices: {found} of at least {num_devices} are there")
                 announced = found
-            time.sleep(min(POLL_SECONDS, timeout_seconds))
+            clock.sleep(min(POLL_SECONDS, timeout_seconds))
 
     def sample(
         self, seed: int, purpose: str, round_index: int, *, fraction: float, minimum: int

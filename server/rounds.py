@@ -42,12 +42,12 @@ class Session:
     reporter: Reporter
 
     def sampled_grid(self, purpose: str, round_index: int, minimum: int) -> SampledGrid:
-        """This round's seeded sample of the devices that are there."""
+        """This round's seeded sample of the devices that are there, with some to spare."""
         devices = self.registry.sample(
             self.config.run.seed,
             f"sampling-{purpose}",
             round_index,
-            fraction=self.config.federation.fraction,
+            fraction=min(1.0, self.config.federation.fraction * self.config.fleet.over_selection),
             minimum=minimum,
         )
         return SampledGrid(self.courier.grid, devices)
@@ -113,8 +113,7 @@ def run_stage(
         if device_interval and number % device_interval == 0:
             line |= _evaluate_on_devices(session, strategy, state, number)
         line["round_seconds"] = time.perf_counter() - started
-        session.recorder.write(line)
-        session.reporter.round_done(plan.stage, round_index, line)
+        session.reporter.round_done(plan.stage, round_index, session.recorder.write(line))
     if not num_done:
         raise UserError(
             f"stage {plan.stage}: no round of {plan.num_rounds} had {plan.min_replies} good "

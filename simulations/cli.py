@@ -16,6 +16,7 @@ from rich.text import Text
 from common.errors import UserError
 from simulations.comparison.command import add_compare_command, add_report_command
 from simulations.engine_options import add_engine_options, prepare_process, run_with
+from simulations.fleet import fleet_overrides
 from simulations.paper.command import add_paper_command
 from simulations.pretrain_command import add_pretrain_command
 from simulations.scenario import load_scenario, parse_overrides, shipped_scenarios
@@ -55,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         help="replace settings of the scenario, for example data.alpha=0.1",
     )
     run.add_argument("--out", metavar="DIR", help="new or empty folder for the results")
+    run.add_argument(
+        "--fleet",
+        metavar="FLEET",
+        help="emulate this hardware in virtual time: a shipped fleet or a YAML file",
+    )
     add_engine_options(run)
     run.set_defaults(command=_run)
 
@@ -77,6 +83,8 @@ def _run(options: argparse.Namespace) -> int:
         if "run.out" in parse_overrides(overrides):
             raise UserError("run.out is set twice: by --set and by --out")
         overrides.append(f"run.out={_quoted(options.out)}")
+    if options.fleet is not None:
+        overrides += fleet_overrides(options.fleet, parse_overrides(overrides))
     scenario = load_scenario(options.scenario, overrides)
     prepare_process(options)
 

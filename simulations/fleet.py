@@ -29,15 +29,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.config import Config, ModelConfig, QuantizationConfig
 from common.devices import FLOPS_PER_GFLOP, DeviceProfile
 from common.errors import UserError
 from common.seeding import numpy_generator
-from common.settings import kebab, refuse_unknown
+from common.settings import Scalar, kebab, refuse_unknown
 from simulations.availability_file import parse_availability
-from simulations.scenario import read_yaml
+from simulations.scenario import Scenario, read_yaml
 
 FLEET_FOLDER = Path(__file__).parent / "fleets"
 CLASSES_FILE = "classes.yaml"
+NUM_DEVICES = "data.num-devices"
 
 PROFILE_FIELDS = {
     kebab(field.name): field
@@ -165,6 +167,47 @@ def find_fleet(name_or_path: str) -> Path:
     )
 
 
+def fit_scenario(scenario: Scenario, fleet: DeviceFleet) -> Scenario:
+    """The scenario with as many devices as the fleet has, where the fleet fixes their number."""
+    if not fleet.num_devices or scenario.config.data.num_devices == fleet.num_devices:
+        return scenario
+    settings = {**scenario.settings, NUM_DEVICES: fleet.num_devices}
+    return dataclasses.replace(scenario, settings=settings, config=Config.from_flat(settings))
+
+
+def check_fleet(fleet: DeviceFleet, config: Config) -> None:
+    """Refuse a fleet that can't do what a run asks for.
+
+    Raises:
+        UserError: naming the class or the setting.
+    """
+    bits = config.quantization.weight_bits
+    if not any(bits in profile.weight_bits for profile in fleet.profiles):
+        raise UserError(f"fleet {fleet.name}: no class trains at quantization.weight-bits = {bits}")
+    for profile in fleet.profiles:
+        if profile.data_share != 1.0:
+            raise UserError(
+                f"fleet {fleet.name}: class {profile.class_name}: data-share = "
+                f"{profile.data_share:g}: a run gives every device all of its images, expected 1"
+            )
+
+
+def fleet_overrides(name_or_path: str, settings: Mapping[str, Scalar]) -> list[str]:
+    """``fleet.name=...`` as an override, for a command line that sets ``settings`` as well.
+
+    Raises:
+        UserError: for anything wrong in the fleet, or if another name or number of devices is set.
+    """
+    fleet = load_fleet(name_or_path)
+    if "fleet.name" in settings:
+        raise UserError("fleet.name is set twice: by --set and by --fleet")
+    num_devices = settings.get(NUM_DEVICES)
+    if fleet.num_devices and isinstance(num_devices, int):
+        fleet.class_counts(num_devices)
+    quoted = name_or_path.replace("'", "''")
+    return [f"fleet.name='{quoted}'"]
+
+
 def _parse_class(
     where: str, name: str, values: Any, shipped: Mapping[str, Any], folder: Path
 ) -> FleetClass:
@@ -229,7 +272,6 @@ def _measured_gflops(where: str, values: Mapping[str, Any]) -> float:
         raise UserError(f"{where}: seconds-per-sample = {seconds!r}: expected a number, > 0")
     if not isinstance(model, str):
         raise UserError(f"{where}: seconds-per-sample needs the name of its model")
-    from common.config import ModelConfig, QuantizationConfig
     from simulations.flops import count_flops  # torch is needed here alone
 
     flops = count_flops(

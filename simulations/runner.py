@@ -14,6 +14,7 @@ from common.settings import Scalar
 from server.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
 from simulations.console import ConsoleReporter
 from simulations.engine import LocalGrid
+from simulations.fleet import DeviceFleet, check_fleet, fit_scenario, load_fleet
 from simulations.ray_engine import run_on_ray
 from simulations.scenario import Scenario
 
@@ -47,15 +48,25 @@ def run_scenario(
         UserError: for what a user can mend; nothing is written then.
         RunFailedError: if a run on Ray was not completed.
     """
+    fleet = load_fleet(scenario.config.fleet.name) if scenario.config.fleet.name else None
+    if fleet is not None:
+        if engine != "local":
+            raise UserError(f"fleet.name = '{fleet.name}': expected none with --engine {engine}")
+        scenario = fit_scenario(scenario, fleet)
+        check_fleet(fleet, scenario.config)
     run_folder = default_run_folder(scenario.config)
     check_run_folder(run_folder)
     if engine == "ray":
         return _run_on_ray(scenario, reporter, run_folder, num_workers, debug)
-    return _run_locally(scenario, reporter, run_folder, num_workers)
+    return _run_locally(scenario, reporter, run_folder, num_workers, fleet)
 
 
 def _run_locally(
-    scenario: Scenario, reporter: ConsoleReporter, run_folder: Path, num_workers: int
+    scenario: Scenario,
+    reporter: ConsoleReporter,
+    run_folder: Path,
+    num_workers: int,
+    fleet: DeviceFleet | None,
 ) -> dict[str, Any]:
     config = scenario.config
     with LocalGrid(
@@ -67,6 +78,10 @@ def _run_locally(
         on_reply=reporter.replied,
     ) as grid:
         # Imported now: it takes seconds, in which the workers do the same.
+        if fleet is not None:
+            from simulations.fleet_run import run_on_fleet
+
+            return run_on_fleet(grid, fleet, config, reporter, run_folder)
         from server.app import run_federation
 
         return run_federation(grid, config, reporter, run_folder)

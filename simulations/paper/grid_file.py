@@ -32,7 +32,7 @@ from simulations.scenario import flatten_settings, parse_overrides, read_yaml
 
 GRID_FOLDER = Path(__file__).parents[1] / "grids"
 
-FEDERATED_SECTIONS = ("federation", "strategy", "warmup")
+FEDERATED_SECTIONS = ("federation", "strategy", "fleet", "warmup")
 FEDERATED_KEYS = frozenset(
     {
         "run.seed",

@@ -1,0 +1,327 @@
+"""A Grid between the server and the engine's grid that gives devices emulated hardware.
+
+Training is real, its duration is not: each train message takes the virtual time of receiving its
+actual bytes, of computing what the reply says was computed, and of sending the reply's bytes.
+Devices that are away are not among the grid's nodes; devices that break off or are late answer
+with an error that says so. Those that are dropped whatever they would do are not trained. Queries
+and evaluations on devices are the harness's own measurements: they take no virtual time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from common.config import Config
+from common.devices import TaskCost, task_cost
+from common.messages import NUM_EXAMPLES, REQUEST, Reply, Stage, message_bytes
+from simulations.clock import VirtualClock
+from simulations.emulation import Attempt, Emulation, Fate, doomed, require_possible, settle
+from simulations.worker import FIRST_NODE_ID
+from simulations.workload import Workload
+
+CLASS_ACCURACY = "class_accuracy"
+
+
+class FleetGrid(Grid):
+    """Emulated hardware around the grid of an engine.
+
+    Args:
+        grid: runs the messages; its nodes are numbered by partition id from `FIRST_NODE_ID`.
+        emulation: the devices.
+        config: of the run.
+        workload: what tasks compute.
+        num_classes: of the data set.
+        clock: passes with every round.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        emulation: Emulation,
+        config: Config,
+        workload: Workload,
+        *,
+        num_classes: int,
+        clock: VirtualClock,
+    ) -> None:
+        self.grid = grid
+        self.emulation = emulation
+        self.config = config
+        self.workload = workload
+        self.num_classes = num_classes
+        self.clock = clock
+        self._num_samples: dict[int, int] = {}
+        """Partition id -> training images, from the replies to queries."""
+        self._numbers = itertools.count(1)
+        self._figures: dict[tuple[Stage, int, int], dict[str, Any]] = {}
+        """(Stage, round index, partition id) -> figures of the devices that were asked."""
+        self._round_start = 0.0
+        self._away: list[int] = []
+        self._participation: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._evaluated: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._evaluated_round = (Stage.FLOAT.value, 0)
+
+    def get_node_ids(self) -> list[int]:
+        """The nodes of the devices that are there now and can train at the run's bit-width."""
+        available = self.emulation.available(self.clock.now())
+        bits = self.config.quantization.weight_bits
+        return [
+            FIRST_NODE_ID + partition_id
+            for partition_id in available.nonzero()[0].tolist()
+            if bits in self.emulation.profile(partition_id).weight_bits
+        ]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Send messages and receive what comes back in virtual time; ``timeout`` is not needed."""
+        messages = list(messages)
+        if messages and messages[0].metadata.message_type == MessageType.TRAIN:
+            return self._train(messages)
+        replies = list(self.grid.send_and_receive(messages, timeout=None))
+        for reply in replies:
+            if reply.metadata.message_type == MessageType.QUERY and reply.has_content():
+                metrics = Reply.from_record(reply.content).metrics
+                self._num_samples[_partition_of(reply)] = int(metrics.get("num-samples", 0))
+        return replies
+
+    def _train(self, messages: list[Message]) -> list[Message]:
+        """One round, or the second try of it with devices that had lost the teacher."""
+        request = messages[0].content.config_records[REQUEST]
+        stage, round_index = Stage(str(request["stage"])), int(str(request["round-index"]))
+        deadline = self.config.fleet.deadline
+        self._note_away({m.metadata.dst_node_id for m in messages})
+        failures = self.emulation.failures(stage, round_index)
+        delays = self.emulation.delays(stage, round_index)
+        sizes = _message_sizes(messages)
+        attempts: dict[int, Attempt] = {}
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            delay = float(delays[node_id - FIRST_NODE_ID])
+            least = self._least_cost(stage, node_id - FIRST_NODE_ID, sizes[node_id])
+            cost = replace(least, virtual_delay_seconds=delay)
+            attempts[node_id] = Attempt(
+                partition_id=node_id - FIRST_NODE_ID,
+                cost=cost,
+                fails_after=float(failures[node_id - FIRST_NODE_ID]) * cost.virtual_seconds,
+            )
+        self._require_possible(stage, max(sizes.values()), deadline)
+        alive = [m for m in messages if not doomed(attempts[m.metadata.dst_node_id], deadline)]
+        replies = {
+            reply.metadata.src_node_id: reply
+            for reply in (self.grid.send_and_receive(alive, timeout=None) if alive else ())
+        }
+        for node_id, reply in replies.items():
+            least = attempts[node_id].cost
+            attempts[node_id] = replace(
+                attempts[node_id], cost=self._cost(stage, least, sizes[node_id], reply)
+            )
+
+        num_wanted = math.ceil(len(messages) / self.config.fleet.over_selection)
+        settled, round_seconds = settle(
+            list(attempts.values()), num_wanted=num_wanted, deadline=deadline
+        )
+        self.clock.sleep(round_seconds)
+        for attempt in settled:
+            self._record(stage, round_index, attempt, round_seconds)
+        fates = {FIRST_NODE_ID + attempt.partition_id: attempt for attempt in settled}
+        return [
+            replies[node_id]
+            if fates[node_id].fate is Fate.TRAINED and node_id in replies
+            else self._dropped(message, fates[node_id], round_seconds)
+            for message in messages
+            for node_id in [message.metadata.dst_node_id]
+        ]
+
+    def _least_cost(self, stage: Stage, partition_id: int, download_bytes: int) -> TaskCost:
+        num_samples = self._num_samples.get(partition_id, 0)
+        return task_cost(
+            self.emulation.profile(partition_id),
+            flops=self.workload.least(stage, num_samples, self.num_classes),
+            download_bytes=download_bytes,
+            upload_bytes=0,
+        )
+
+    def _cost(self, stage: Stage, least: TaskCost, download_bytes: int, reply: Message) -> TaskCost:
+        """What the task cost, from the reply; an error reply tells nothing of its work."""
+        if not reply.has_content():
+            return least
+        partition_id = _partition_of(reply)
+        metrics = Reply.from_record(reply.content).metrics
+        return task_cost(
+            self.emulation.profile(partition_id),
+            flops=self.workload.of_reply(stage, metrics, self._num_samples.get(partition_id, 0)),
+            download_bytes=download_bytes,
+            upload_bytes=message_bytes(reply),
+            delay_seconds=least.virtual_delay_seconds,
+        )
+
+    def _require_possible(self, stage: Stage, download_bytes: int, deadline: float) -> None:
+        """Look at all devices that are known, not only at those of this round."""
+        if not deadline:
+            return
+        attempts = [
+            Attempt(partition_id=i, cost=self._least_cost(stage, i, download_bytes))
+            for i in sorted(self._num_samples)
+        ]
+        names = [self.emulation.profile(a.partition_id).class_name for a in attempts]
+        require_possible(attempts, names, deadline)
+
+    def _note_away(self, asked: set[int]) -> None:
+        there = {*self.get_node_ids(), *asked}
+        self._away = [
+            partition_id
+            for partition_id in range(self.emulation.num_devices)
+            if FIRST_NODE_ID + partition_id not in there
+        ]
+
+    def _record(
+        self, stage: Stage, round_index: int, attempt: Attempt, round_seconds: float
+    ) -> None:
+        energy = self.emulation.spend(attempt, round_seconds)
+        profile = self.emulation.profile(attempt.partition_id)
+        self._participation[profile.class_name][attempt.fate] += 1
+        key = (stage, round_index, attempt.partition_id)
+        before = self._figures.get(key, {})
+        self._figures[key] = {
+            "device_class": profile.class_name,
+            "fate": attempt.fate.value,
+            "virtual_seconds": before.get("virtual_seconds", 0.0) + attempt.virtual_seconds,
+            "virtual_download_seconds": attempt.cost.virtual_download_seconds,
+            "virtual_compute_seconds": attempt.cost.virtual_compute_seconds,
+            "virtual_upload_seconds": attempt.cost.virtual_upload_seconds,
+            "joules": before.get("joules", 0.0) + energy,
+        }
+
+    def _dropped(self, message: Message, attempt: Attempt, round_seconds: float) -> Message:
+        """The error in place of a reply that the server does not get."""
+        if not message.metadata.message_id:
+            # It was not handed to the engine, which numbers what it sends.
+            message.metadata.__dict__["_message_id"] = f"dropped-{next(self._numbers)}"
+        took = f"{attempt.virtual_seconds:.4g} virtual seconds"
+        reasons = {
+            Fate.LATE: f"late: at least {took}, the deadline is {self.config.fleet.deadline:g}",
+            Fate.SURPLUS: f"surplus: {took}, enough others took {round_seconds:.4g}",
+            Fate.FAILED: f"broke off after {took}",
+        }
+        reason = reasons.get(attempt.fate, "the device failed")
+        return Message(Error(code=ErrorCode.NODE_UNAVAILABLE, reason=reason), reply_to=message)
+
+    def annotate(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Virtual figures of a recorded line (a `server.recorder.Annotate`)."""
+        if line["kind"] == "device":
+            return self._device_figures(line)
+        if line["kind"] == "round":
+            return self._round_figures(line)
+        return self._summary_figures()
+
+    def _device_figures(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        partition_id = line["partition_id"]
+        class_name = self.emulation.profile(partition_id).class_name
+        if line["task"] == "train":
+            return self._figures[Stage(line["stage"]), line["round"] - 1, partition_id]
+        if self._evaluated_round != (line["stage"], line["round"]):
+            self._evaluated_round = (line["stage"], line["round"])
+            self._evaluated.clear()
+        for name in ("correct", NUM_EXAMPLES.replace("-", "_")):
+            self._evaluated[class_name][name] += line.get(name, 0)
+        return {"device_class": class_name}
+
+    def _round_figures(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a round and the waiting for devices before it; forgets the devices' figures."""
+        figures = list(self._figures.values())
+        self._figures.clear()
+        now = self.clock.now()
+        passed, self._round_start = now - self._round_start, now
+        result = {
+            "virtual_seconds": passed,
+            "virtual_clock_seconds": now,
+            "joules": math.fsum(figure["joules"] for figure in figures),
+            "fates": dict(sorted(Counter(figure["fate"] for figure in figures).items())),
+            "away": self._away,
+        }
+        if self._evaluated_round == (line["stage"], line["round"]):
+            result[CLASS_ACCURACY] = self._class_accuracy()
+        return result
+
+    def _summary_figures(self) -> dict[str, Any]:
+        return {
+            "fleet": self.emulation.fleet.name,
+            "virtual_seconds": self.clock.now(),
+            "joules": math.fsum(self.emulation.spent_joules),
+            CLASS_ACCURACY: self._class_accuracy(),
+            "class_participation": {
+                profile.class_name: dict(sorted(self._participation[profile.class_name].items()))
+                for profile in self.emulation.fleet.profiles
+            },
+        }
+
+    def _class_accuracy(self) -> dict[str, float]:
+        """Top-1 in percent of each class's devices on their own images, last measured."""
+        return {
+            name: 100.0 * counts["correct"] / counts["num_examples"]
+            for name, counts in sorted(self._evaluated.items())
+            if counts["num_examples"]
+        }
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the grid."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the grid."""
+        return self.grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message of the grid."""
+        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Not emulated: rounds are.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("an emulated fleet answers send_and_receive alone")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Not emulated: rounds are.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("an emulated fleet answers send_and_receive alone")
+
+
+def _partition_of(message: Message) -> int:
+    return message.metadata.src_node_id - FIRST_NODE_ID
+
+
+def _message_sizes(messages: Iterable[Message]) -> dict[int, int]:
+    """Node id -> bytes of its message; messages share few contents, each is measured once."""
+    by_content: dict[int, int] = {}
+    sizes = {}
+    for message in messages:
+        content = id(message.content)
+        if content not in by_content:
+            by_content[content] = message_bytes(message)
+        sizes[message.metadata.dst_node_id] = by_content[content]
+    return sizes

@@ -1,0 +1,74 @@
+"""What a device computes in a round, in floating-point operations: from its reply, or foreseen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from client.coreset import STUDENT_FREE
+from common.config import Config
+from common.messages import Stage
+from simulations.flops import ModelFlops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Operations of a run's tasks."""
+
+    config: Config
+    flops: ModelFlops
+
+    def of_reply(self, stage: Stage, metrics: Mapping[str, float], num_samples: int) -> float:
+        """Operations of a task that was done.
+
+        Args:
+            stage: of the run.
+            metrics: of the reply: num-seen, num-scored, num-teacher-scored.
+            num_samples: training images of the device.
+        """
+        seen = metrics.get("num-seen", 0)
+        if stage is Stage.CALIBRATION:
+            return self._calibration(num_samples)
+        if stage is Stage.FLOAT:
+            return seen * self.flops.float_training
+        return (
+            seen * self.training_step()
+            + metrics.get("num-scored", 0) * self.flops.quantized_forward
+            + metrics.get("num-teacher-scored", 0) * self.flops.float_forward
+        )
+
+    def least(self, stage: Stage, num_samples: int, num_classes: int) -> float:
+        """Operations that a task takes for certain: without selections, on the smallest coreset.
+
+        A balanced coreset rounds the number of every class, so that it may be smaller than its
+        share of all images by half an image a class.
+        """
+        if stage is Stage.CALIBRATION:
+            return self._calibration(num_samples)
+        if stage is Stage.FLOAT:
+            return self.config.warmup.local_epochs * num_samples * self.flops.float_training
+        coreset = self.config.coreset
+        size: float = num_samples
+        if coreset.selection != "full":
+            slack = num_classes / 2 if coreset.balanced else 0.5
+            size = max(min(1.0, num_samples), coreset.fraction * num_samples - slack)
+        return self.config.training.local_epochs * size * self.training_step()
+
+    def training_step(self) -> float:
+        """Operations of a quantization-aware step on one image, the teacher's pass included."""
+        training = self.config.training
+        needs_teacher = training.loss == "kd" or (
+            training.correction != "none" and training.beta > 0
+        )
+        teacher = self.flops.float_forward if needs_teacher else 0.0
+        return self.flops.quantized_training + teacher
+
+    def scoring(self) -> float:
+        """Operations of scoring one image by the student."""
+        if self.config.coreset.selection in STUDENT_FREE:
+            return 0.0
+        return self.flops.quantized_forward
+
+    def _calibration(self, num_samples: int) -> float:
+        most = self.config.quantization.calibration_batches * self.config.training.batch_size
+        return min(num_samples, most) * self.flops.quantized_forward

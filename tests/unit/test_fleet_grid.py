@@ -1,0 +1,274 @@
+"""Tests of simulations.fleet_grid: emulated hardware around devices that answer by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from flwr.app import Message, MessageType, RecordDict
+
+from common.config import Config
+from common.devices import Availability, DeviceProfile
+from common.errors import UserError
+from common.messages import Reply, Stage, TrainRequest, message_bytes
+from server.courier import Courier
+from server.registry import DeviceRegistry
+from simulations.clock import VirtualClock
+from simulations.emulation import Emulation
+from simulations.fleet import DeviceFleet, FleetClass
+from simulations.fleet_grid import FleetGrid
+from simulations.flops import ModelFlops
+from simulations.worker import FIRST_NODE_ID
+from simulations.workload import Workload
+from tests.unit.fake_grid import FakeGrid, is_query, query_reply
+
+FLOPS = ModelFlops(
+    float_forward=1e6, float_training=3e6, quantized_forward=1e6, quantized_training=3e6
+)
+SEEN, SCORED, TEACHER_SCORED = 50, 100, 100
+UPDATE = b"u" * 1000
+
+
+def profile(gflops: float, **figures: object) -> DeviceProfile:
+    """8 Mbit/s (10^6 bytes a second) each way, 0.25 s of latency."""
+    defaults: dict[str, object] = {
+        "class_name": f"{gflops:g} GFLOP/s",
+        "training_gflops": gflops,
+        "memory_mb": 1000.0,
+        "uplink_mbits": 8.0,
+        "downlink_mbits": 8.0,
+        "latency_seconds": 0.25,
+        "training_watts": 5.0,
+        "idle_watts": 1.0,
+        "radio_watts": 3.0,
+    }
+    return DeviceProfile(**{**defaults, **figures})  # type: ignore[arg-type]
+
+
+class Nodes(FakeGrid):
+    """Fake devices whose node ids are those of the in-process engine."""
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        replies = []
+        for message in messages:
+            self.sent.append(message)
+            message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+            answer = self.answer(message.metadata.dst_node_id - FIRST_NODE_ID, message)
+            assert isinstance(answer, Reply)
+            replies.append(Message(answer.to_record(), reply_to=message))
+        return replies
+
+    def trained(self) -> list[int]:
+        """Partition ids of the devices that were trained for real."""
+        return [
+            message.metadata.dst_node_id - FIRST_NODE_ID
+            for message in self.sent_of(MessageType.TRAIN)
+        ]
+
+
+def answer(partition_id: int, message: Message) -> Reply:
+    """50 images trained on, 100 scored by student and teacher."""
+    if is_query(message):
+        return query_reply(partition_id, emulated=1)
+    metrics = {
+        "num-examples": SEEN,
+        "num-seen": SEEN,
+        "num-scored": SCORED,
+        "num-teacher-scored": TEACHER_SCORED,
+    }
+    return Reply(partition_id=partition_id, round_index=0, update=UPDATE, metrics=metrics)
+
+
+def make_grid(*profiles: DeviceProfile, **settings: float | str) -> tuple[FleetGrid, Nodes]:
+    """One device of every profile, in this order; queried, so that their images are known."""
+    num_devices = len(profiles)
+    config = Config.from_flat(
+        {"data.num-devices": num_devices, "federation.min-devices": 1, **settings}
+    )
+    fleet = DeviceFleet(
+        name="made",
+        classes=tuple(FleetClass(profile=made, count=1) for made in profiles),
+    )
+    emulation = Emulation(fleet, num_devices=num_devices, seed=0)
+    emulation.class_of.sort()
+    nodes = Nodes(answer, range(num_devices))
+    grid = FleetGrid(
+        nodes,
+        emulation,
+        config,
+        Workload(config=config, flops=FLOPS),
+        num_classes=2,
+        clock=VirtualClock(),
+    )
+    grid.send_and_receive(
+        Message(RecordDict(), dst_node_id=FIRST_NODE_ID + i, message_type=MessageType.QUERY)
+        for i in range(num_devices)
+    )
+    return grid, nodes
+
+
+def train_messages(num_devices: int, round_index: int = 0) -> list[Message]:
+    record = TrainRequest(
+        stage=Stage.QUANTIZED,
+        round_index=round_index,
+        num_rounds=5,
+        model=b"m" * 5000,
+        model_hash="0",
+    ).to_record()
+    return [
+        Message(record, dst_node_id=FIRST_NODE_ID + i, message_type=MessageType.TRAIN)
+        for i in range(num_devices)
+    ]
+
+
+def reason(message: Message) -> str:
+    return message.error.reason or ""
+
+
+def by_hand(gflops: float, message: Message, reply: Message) -> float:
+    """0.25 s + bytes at 10^6 a second, either way; 50 images of 3e6 + 1e6 (teacher), 100 scored at
+    1e6 by either model: 4e8 operations."""
+    operations = 50 * 4e6 + 100 * 1e6 + 100 * 1e6
+    transfer = 0.25 + message_bytes(message) / 1e6 + 0.25 + message_bytes(reply) / 1e6
+    return transfer + operations / (gflops * 1e9)
+
+
+def device_line(partition_id: int) -> dict[str, object]:
+    return {
+        "kind": "device",
+        "task": "train",
+        "stage": "quantized",
+        "round": 1,
+        "partition_id": partition_id,
+    }
+
+
+class TestTime:
+    def test_a_round_by_hand(self) -> None:
+        grid, _ = make_grid(profile(0.1), profile(0.4))
+        messages = train_messages(2)
+        replies = grid.send_and_receive(messages)
+        expected = [by_hand(0.1, messages[0], replies[0]), by_hand(0.4, messages[1], replies[1])]
+        lines = [grid.annotate(device_line(i)) for i in (0, 1)]
+        assert [line["virtual_seconds"] for line in lines] == pytest.approx(expected, abs=1e-9)
+        assert grid.clock.now() == pytest.approx(max(expected), abs=1e-9)
+        # 4 s and 1 s of computing at 5 W, the transfers at 3 W, the wait for the slower at 1 W.
+        radio = [expected[0] - 4.0, expected[1] - 1.0]
+        energy = [5 * 4.0 + 3 * radio[0], 5 * 1.0 + 3 * radio[1] + expected[0] - expected[1]]
+        assert [line["joules"] for line in lines] == pytest.approx(energy, abs=1e-9)
+        figures = grid.annotate({"kind": "round", "stage": "quantized", "round": 1})
+        assert figures["virtual_seconds"] == pytest.approx(expected[0], abs=1e-9)
+        assert figures["joules"] == pytest.approx(sum(energy), abs=1e-9)
+        assert figures["fates"] == {"trained": 2}
+        assert figures["away"] == []
+
+    def test_rounds_add_up(self) -> None:
+        grid, _ = make_grid(profile(0.1))
+        one = by_hand(0.1, train_messages(1)[0], grid.send_and_receive(train_messages(1))[0])
+        grid.annotate({"kind": "round", "stage": "quantized", "round": 1})
+        grid.clock.sleep(7.0)
+        grid.send_and_receive(train_messages(1))
+        figures = grid.annotate({"kind": "round", "stage": "quantized", "round": 2})
+        assert figures["virtual_seconds"] == pytest.approx(one + 7.0, abs=1e-9)
+        assert figures["virtual_clock_seconds"] == pytest.approx(2 * one + 7.0, abs=1e-9)
+
+
+class TestDropping:
+    def test_a_device_that_is_late_for_certain_is_not_trained(self) -> None:
+        """10 images, 1 at 10 %: the least is 4e6 operations and the transfers. At 1e-3 GFLOP/s that
+        is 4 s of computing and half a second of latency."""
+        grid, nodes = make_grid(profile(0.001), profile(0.4), **{"fleet.deadline": 3.0})
+        late, used = grid.send_and_receive(train_messages(2))
+        assert nodes.trained() == [1]
+        assert used.has_content()
+        assert reason(late).startswith("late: at least 4.5")
+        assert grid.clock.now() == 3.0
+
+    def test_a_device_that_turns_out_late_is_dropped(self) -> None:
+        """At 0.1 GFLOP/s the reply takes 4.5 s, though the least task would take 0.3 s."""
+        grid, nodes = make_grid(profile(0.1), profile(0.4), **{"fleet.deadline": 3.0})
+        late, used = grid.send_and_receive(train_messages(2))
+        assert nodes.trained() == [0, 1]
+        assert used.has_content()
+        assert "the deadline is 3" in reason(late)
+        assert grid.annotate(device_line(0))["fate"] == "late"
+
+    def test_failures_are_reported_and_not_trained(self) -> None:
+        grid, nodes = make_grid(profile(0.1, failure_rate=1.0), profile(0.4))
+        failed, used = grid.send_and_receive(train_messages(2))
+        assert nodes.trained() == [1]
+        assert used.has_content()
+        assert reason(failed).startswith("broke off after")
+
+    def test_over_selection_takes_the_first(self) -> None:
+        """Three are asked, 3 / 1.5 = 2 are wanted."""
+        settings = {"fleet.over-selection": 1.5}
+        grid, _ = make_grid(profile(0.1), profile(0.4), profile(0.2), **settings)
+        replies = grid.send_and_receive(train_messages(3))
+        assert [reply.has_content() for reply in replies] == [False, True, True]
+        assert reason(replies[0]).startswith("surplus")
+        assert grid.clock.now() == pytest.approx(
+            by_hand(0.2, train_messages(1)[0], replies[2]), abs=1e-9
+        )
+
+    def test_a_deadline_nobody_can_meet(self) -> None:
+        grid, nodes = make_grid(profile(0.001), profile(0.002), **{"fleet.deadline": 1.0})
+        with pytest.raises(UserError, match=r"the fastest, device 1 \(0.002 GFLOP/s\), needs"):
+            grid.send_and_receive(train_messages(2))
+        assert nodes.trained() == []
+
+    def test_the_server_hears_reasons(self) -> None:
+        """Through the courier, that knows nothing of emulation: every failure has its own node."""
+        grid, _ = make_grid(profile(0.1, failure_rate=1.0), profile(0.4), profile(0.001))
+        grid.config = Config.from_flat({"data.num-devices": 3, "fleet.deadline": 3.0})
+        exchange = Courier(grid, timeout_seconds=1.0).exchange(train_messages(3))
+        assert [m.metadata.src_node_id for m in exchange.replies] == [FIRST_NODE_ID + 1]
+        assert exchange.failures[FIRST_NODE_ID].startswith("broke off")
+        assert exchange.failures[FIRST_NODE_ID + 2].startswith("late")
+
+
+class TestPresence:
+    def test_devices_that_are_away_are_no_nodes(self) -> None:
+        """There for the first 10 of 20 s, all in step."""
+        in_periods = Availability(schedule=((10.0, True), (10.0, False)), same_phase=True)
+        grid, _ = make_grid(profile(0.1), profile(0.4, availability=in_periods))
+        assert grid.get_node_ids() == [FIRST_NODE_ID, FIRST_NODE_ID + 1]
+        grid.clock.sleep(12.0)
+        assert grid.get_node_ids() == [FIRST_NODE_ID]
+
+    def test_devices_that_cannot_train_at_these_bits_are_no_nodes(self) -> None:
+        grid, _ = make_grid(profile(0.1), profile(0.4, weight_bits=(8,)))
+        assert grid.get_node_ids() == [FIRST_NODE_ID]
+
+    def test_the_server_waits_in_virtual_time(self) -> None:
+        """The second device comes at 20 s: the server, polling every second, waits until then."""
+        in_periods = Availability(schedule=((10.0, True), (10.0, False)), same_phase=True)
+        grid, _ = make_grid(profile(0.1), profile(0.4, availability=in_periods))
+        grid.clock.sleep(12.0)
+        notes: list[str] = []
+        courier = Courier(grid, timeout_seconds=60.0, clock=grid.clock)
+        DeviceRegistry(courier, notes.append).wait_for(2, timeout_seconds=60.0)
+        assert grid.clock.now() == pytest.approx(20.0, abs=1e-9)
+        assert notes == ["waiting for devices: 1 of at least 2 are there"]
+
+    def test_the_server_stops_when_too_few_come(self) -> None:
+        never = Availability(probability=0.0)
+        grid, _ = make_grid(profile(0.1), profile(0.4, availability=never))
+        courier = Courier(grid, timeout_seconds=60.0, clock=grid.clock)
+        with pytest.raises(UserError, match=r"1 of 1 device.* expected at least 2"):
+            DeviceRegistry(courier, print).wait_for(2, timeout_seconds=60.0)
+        assert grid.clock.now() >= 60.0
+
+
+def test_accuracy_of_each_class() -> None:
+    """Two devices of one class: 3 of 4 and 1 of 4 right; one of the other: 1 of 1."""
+    shared = {"class_name": "slow"}
+    grid, _ = make_grid(profile(0.1, **shared), profile(0.1, **shared), profile(0.4))
+    for partition_id, correct, examples in ((0, 3, 4), (1, 1, 4), (2, 1, 1)):
+        line = {**device_line(partition_id), "task": "evaluate"}
+        figures = grid.annotate({**line, "correct": correct, "num_examples": examples})
+        assert figures == {"device_class": "0.4 GFLOP/s" if partition_id == 2 else "slow"}
+    summary = grid.annotate({"kind": "summary"})
+    assert summary["class_accuracy"] == {"0.4 GFLOP/s": 100.0, "slow": 50.0}
