@@ -9,12 +9,14 @@ from flwr.serverapp import Grid
 
 from common.config import Config
 from common.datasets import load_dataset
+from common.errors import UserError
 from server.app import run_federation
 from server.reporting import Reporter
 from simulations.clock import VirtualClock
 from simulations.emulation import Emulation
 from simulations.fleet import DeviceFleet
 from simulations.fleet_grid import FleetGrid
+from simulations.fleet_plots import plot_run
 from simulations.flops import count_flops
 from simulations.workload import Workload
 
@@ -52,6 +54,15 @@ def run_on_fleet(
         num_classes=images.num_classes,
         clock=clock,
     )
-    return run_federation(
+    summary = run_federation(
         fleet_grid, config, reporter, run_folder, clock=clock, annotate=fleet_grid.annotate
     )
+    class_names = [
+        fleet_grid.emulation.profile(partition_id).class_name
+        for partition_id in range(data.num_devices)
+    ]
+    try:
+        plot_run(run_folder, class_names, summary)
+    except UserError as error:
+        reporter.note(str(error))
+    return summary

@@ -1,0 +1,86 @@
+"""Tests of simulations.fleet_plots."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulations.fleet_plots import (
+    FATES,
+    cost_curves,
+    fate_matrix,
+    plot_costs,
+    plot_timeline,
+    time_unit,
+)
+
+
+def round_line(stage: str, number: int, clock: float, **figures: Any) -> dict[str, Any]:
+    return {
+        "kind": "round",
+        "stage": stage,
+        "round": number,
+        "upload_bytes": 10,
+        "download_bytes": 100,
+        "joules": 3.0,
+        "virtual_clock_seconds": clock,
+        "away": [],
+        **figures,
+    }
+
+
+def device_line(partition_id: int, fate: str, task: str = "train") -> dict[str, Any]:
+    return {"kind": "device", "task": task, "partition_id": partition_id, "fate": fate}
+
+
+LINES = [
+    device_line(0, "trained"),
+    device_line(2, "late"),
+    round_line("float", 1, 5.0, away=[1], accuracy=1.0),
+    device_line(0, "failed"),
+    device_line(1, "surplus"),
+    {"kind": "device", "task": "evaluate", "partition_id": 2},
+    round_line("quantized", 1, 9.0, accuracy=50.0),
+]
+
+
+def test_costs_hold_the_warm_up() -> None:
+    """Two rounds of 110 bytes and 3 J each; the float model's accuracy is another model's."""
+    rounds = [line for line in LINES if line["kind"] == "round"]
+    assert cost_curves(rounds) == {
+        "accuracy": [50.0],
+        "virtual_seconds": [9.0],
+        "bytes": [220.0],
+        "joules": [6.0],
+    }
+
+
+def test_fates_by_device_and_round() -> None:
+    fates = [[FATES[index] for index in row] for row in fate_matrix(LINES, 3).tolist()]
+    assert fates == [["trained", "failed"], ["away", "surplus"], ["late", "not asked"]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"), [(299.0, "s"), (300.0, "min"), (10_799.0, "min"), (10_800.0, "h")]
+)
+def test_units(seconds: float, unit: str) -> None:
+    assert time_unit(seconds)[1] == unit
+
+
+def test_pictures_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    summary = {
+        "model": "resnet8",
+        "dataset": "digits",
+        "fleet": "made",
+        "selection": "quarc",
+        "coreset_fraction": 0.1,
+        "float_accuracy": 90.0,
+        "final_accuracy": 50.0,
+    }
+    plot_timeline(LINES, ["slow", "quick", "slow"], "made", tmp_path / "timeline.png")
+    rounds = [line for line in LINES if line["kind"] == "round"]
+    plot_costs(rounds, summary, tmp_path / "virtual.png")
+    for name in ("timeline.png", "virtual.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2
