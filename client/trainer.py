@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from client.features import FeatureTap
 from client.losses import correction_loss, distillation
+from client.optimizer import LeanSGD
 from common.augmentation import augment_batch
 from common.datasets import Dataset, ImageSet
 from common.inference import device_of
@@ -210,7 +211,7 @@ def make_optimizer(model: nn.Module, task: TrainingTask) -> torch.optim.SGD:
         else:
             groups["plain"].append(parameter)
     scales = {"weights": 1.0, "plain": 1.0, "steps": task.step_learning_rate_scale}
-    return torch.optim.SGD(
+    return LeanSGD(
         [
             {
                 "params": parameters,

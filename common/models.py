@@ -2,9 +2,9 @@
 
 The CIFAR ResNets are those of He et al., "Deep Residual Learning for Image Recognition" (CVPR
 2016), section 4.2, with projection shortcuts (1x1 convolution + BN where the shape changes).
-MobileNetV2 is that of Sandler et al. (CVPR 2018). Blocks, and so parameter names, are
-torchvision's, hence its checkpoints load into `resnet18` and `mobilenetv2`. This module knows
-nothing of quantization: `common.qat.prepare` takes any model made here.
+MobileNetV2 is that of Sandler et al. (CVPR 2018). Parameter names are torchvision's (see
+`common.blocks`). This module knows nothing of quantization: `common.qat.prepare` takes any model
+made here.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +13,8 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-from torchvision.models.resnet import BasicBlock, ResNet
 
+from common.blocks import BasicBlock, InvertedResidual, MobileNetV2, ResNet18, residual_stage
 from common.errors import UserError
 
 
@@ -32,9 +31,9 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(16, 16, blocks_per_stage, stride=1)
-        self.layer2 = _stage(16, 32, blocks_per_stage, stride=2)
-        self.layer3 = _stage(32, 64, blocks_per_stage, stride=2)
+        self.layer1 = residual_stage(16, 16, blocks_per_stage, stride=1)
+        self.layer2 = residual_stage(16, 32, blocks_per_stage, stride=2)
+        self.layer3 = residual_stage(32, 64, blocks_per_stage, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64, num_classes)
 
@@ -44,48 +43,20 @@ class CifarResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def _stage(in_channels: int, channels: int, num_blocks: int, *, stride: int) -> nn.Sequential:
-    shortcut: nn.Module | None = None
-    if stride != 1 or in_channels != channels:
-        shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-    first = BasicBlock(in_channels, channels, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(num_blocks - 1)))
-
-
-def _resnet18(num_classes: int, in_channels: int) -> nn.Module:
-    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
-    model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-    return model
-
-
-def _resnet18_cifar(num_classes: int, in_channels: int) -> nn.Module:
-    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
-    model.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()  # type: ignore[assignment]
-    return model
-
-
 def _mobilenetv2(num_classes: int, in_channels: int, *, cifar: bool) -> nn.Module:
     """MobileNetV2; `cifar` keeps stem and second stage at stride 1: 32x32 images end as 4x4."""
     stem_stride, second_stage_stride = (1, 1) if cifar else (2, 2)
     # expansion, channels, blocks, stride: Sandler et al. 2018, table 2
     stages = [
-        [1, 16, 1, 1],
-        [6, 24, 2, second_stage_stride],
-        [6, 32, 3, 2],
-        [6, 64, 4, 2],
-        [6, 96, 3, 1],
-        [6, 160, 3, 2],
-        [6, 320, 1, 1],
+        (1, 16, 1, 1),
+        (6, 24, 2, second_stage_stride),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
     ]
-    # No dropout: its masks can only come from torch's global generator.
-    model = MobileNetV2(num_classes, inverted_residual_setting=stages, dropout=0.0)
-    stem = nn.Conv2d(in_channels, 32, 3, stride=stem_stride, padding=1, bias=False)
-    model.features[0][0] = stem  # type: ignore[index,operator]
-    return model
+    return MobileNetV2(num_classes, in_channels, stem_stride=stem_stride, stages=stages)
 
 
 _BUILDERS: Mapping[str, Callable[[int, int], nn.Module]] = MappingProxyType(
@@ -94,8 +65,8 @@ _BUILDERS: Mapping[str, Callable[[int, int], nn.Module]] = MappingProxyType(
         "resnet20": lambda classes, channels: CifarResNet(3, classes, channels),
         "resnet32": lambda classes, channels: CifarResNet(5, classes, channels),
         "resnet56": lambda classes, channels: CifarResNet(9, classes, channels),
-        "resnet18-cifar": _resnet18_cifar,
-        "resnet18": _resnet18,
+        "resnet18-cifar": lambda classes, channels: ResNet18(classes, channels, cifar=True),
+        "resnet18": lambda classes, channels: ResNet18(classes, channels, cifar=False),
         "mobilenetv2-cifar": lambda classes, channels: _mobilenetv2(classes, channels, cifar=True),
         "mobilenetv2": lambda classes, channels: _mobilenetv2(classes, channels, cifar=False),
     }
@@ -121,7 +92,9 @@ def create_model(
         UserError: `name` is unknown.
         ValueError: `num_classes` or `in_channels` is below 1.
     """
-    model = _build_on_meta(name, num_classes, in_channels).to_empty(device="cpu")
+    model = _build_on_meta(name, num_classes, in_channels)
+    # Not to_empty(): it imports a computer algebra system, which a small device need not load.
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
     _initialise(model, generator or torch.Generator().manual_seed(0))
     # After the draws: the order in which values fill a tensor depends on its memory layout.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, ResNet18_Weights, mobilenet_v2, resnet18
-from torchvision.models.resnet import BasicBlock
 
+from common.blocks import BasicBlock
 from common.errors import UserError
 from common.models import (
     MODEL_NAMES,
@@ -340,4 +340,4 @@ def test_blocks_of_the_cifar_resnets_are_those_of_torchvision() -> None:
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, BasicBlock)}
     projected = [name for name, block in blocks.items() if block.downsample is not None]
     assert projected == ["layer2.0", "layer3.0"]
-    assert [block.stride for block in blocks.values()] == [1, 1, 1, 2, 1, 1, 2, 1, 1]
+    assert [block.conv1.stride[0] for block in blocks.values()] == [1, 1, 1, 2, 1, 1, 2, 1, 1]
