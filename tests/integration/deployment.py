@@ -1,0 +1,219 @@
+"""A fleet without containers: SuperLink, proxy and SuperNodes as processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from server.keys import KeyFolder
+from tests.conftest import ROOT
+
+PROGRAMS = Path(sys.executable).parent
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+START_SECONDS = 240
+"""Processes of this fleet import torch; on a busy machine that takes its time."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [int(listener.getsockname()[1]) for listener in sockets]
+
+
+def wait_until(
+    is_done: Callable[[], object],
+    what: str,
+    seconds: float = START_SECONDS,
+    *,
+    interval: float = 0.2,
+) -> None:
+    """Poll every ``interval`` seconds until something is so; TimeoutError when it never is."""
+    deadline = time.monotonic() + seconds
+    while not is_done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(interval)
+
+
+@dataclass
+class Fleet:
+    """The processes of one fleet, all below one folder and known by it."""
+
+    folder: Path
+    keys: KeyFolder
+    superlink_port: int
+    proxy_port: int
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def superlink(self) -> str:
+        """The operators' address."""
+        return f"127.0.0.1:{self.superlink_port}"
+
+    @property
+    def device_address(self) -> str:
+        """The devices' address: the proxy's, or, without nginx, the SuperLink's."""
+        return f"127.0.0.1:{self.proxy_port if NGINX else self.superlink_port}"
+
+    def environment(self) -> dict[str, str]:
+        """What every process is started with; FLWR_HOME also tells whose it is."""
+        return {
+            **os.environ,
+            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}",
+            "FLWR_HOME": str(self.folder / "flwr"),
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "NO_COLOR": "1",
+        }
+
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        """Start a process; its output goes to <folder>/<name>.log."""
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.processes[name] = process
+        return process
+
+    def log(self, name: str) -> str:
+        """What a process has said."""
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+
+    def start_superlink(self) -> None:
+        """As the cluster does: ServerApps in a process of their own, which shares a secret."""
+        keys = self.keys
+        secret = ("--superexec-auth-secret-file", str(keys.superexec_secret))
+        self.start(
+            "superlink",
+            str(PROGRAMS / "flower-superlink"),
+            *("--host", "127.0.0.1", "--port", str(self.superlink_port)),
+            *("--ssl-ca-certfile", str(keys.ca_certificate)),
+            *("--ssl-certfile", str(keys.server_certificate)),
+            *("--ssl-keyfile", str(keys.server_key)),
+            *("--database", str(self.folder / "state.db")),
+            *("--isolation", "process", *secret),
+            *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+        )
+        self._wait_for("superlink", self.superlink_port)
+        self.start(
+            "serverapp",
+            str(PROGRAMS / "flower-superexec"),
+            *("--runtime-api-address", self.superlink),
+            *("--root-certificates", str(keys.ca_certificate), *secret),
+        )
+
+    def start_proxy(self) -> None:
+        """The cluster's own configuration, with this fleet's ports and files."""
+        assert NGINX is not None
+        text = (ROOT / "docker" / "proxy.conf").read_text(encoding="utf-8")
+        for old, new in (
+            # First: the folders that replace the others may lie in /tmp.
+            (" /tmp/", f" {self.folder}/nginx/"),
+            ("listen 8443", f"listen 127.0.0.1:{self.proxy_port}"),
+            ("$superlink superlink:8000", f"$superlink {self.superlink}"),
+            ("proxy_ssl_name superlink", "proxy_ssl_name localhost"),
+            ("/run/secrets", str(self.keys.root)),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        (self.folder / "nginx").mkdir()
+        configuration = self.folder / "proxy.conf"
+        configuration.write_text(text, encoding="utf-8")
+        self.start("proxy", NGINX, "-c", str(configuration), "-g", "daemon off;")
+        self._wait_for("proxy", self.proxy_port)
+
+    def start_supernode(self, name: str, partition_id: int, num_devices: int) -> None:
+        """One device, with its key; it is not waited for."""
+        (port,) = free_ports(1)
+        self.start(
+            name,
+            str(PROGRAMS / "flower-supernode"),
+            *("--superlink", self.device_address, "--port", str(port)),
+            *("--root-certificates", str(self.keys.ca_certificate)),
+            *("--auth-supernode-private-key", str(self.keys.device_key(name))),
+            *("--node-config", f"partition-id={partition_id} num-partitions={num_devices}"),
+        )
+
+    def flwr(self, address: str, *arguments: str) -> dict[str, Any]:
+        """A command of Flower's for a SuperLink at ``address``; its JSON answer."""
+        home = self.folder / "flwr"
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink.fleet]\naddress = "{address}"\n'
+            f'root-certificates = "{self.keys.ca_certificate}"\n',
+            encoding="utf-8",
+        )
+        done = subprocess.run(
+            [str(PROGRAMS / "flwr"), *arguments, "--format", "json"],
+            env=self.environment(),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+        )
+        start = done.stdout.find("{")
+        assert start >= 0, done.stdout + done.stderr
+        return dict(json.loads(done.stdout[start:]))
+
+    def status_of(self, port: int, method: str, target: str) -> int:
+        """The HTTP status of an empty request over TLS; ``target`` is sent as it is."""
+        context = ssl.create_default_context(cafile=str(self.keys.ca_certificate))
+        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=30)
+        with contextlib.closing(connection):
+            body = b"" if method == "POST" else None
+            connection.request(method, target, body, {"Content-Type": "application/protobuf"})
+            return connection.getresponse().status
+
+    def end(self) -> None:
+        """End every process of this fleet, those that its processes started among them."""
+        if "proxy" in self.processes:
+            # nginx ends its workers itself, and wipes the environment that it could be known by.
+            self.processes["proxy"].terminate()
+            self.processes["proxy"].wait(30)
+        deadline = time.monotonic() + 30
+        while (pids := list(self._pids())) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for process in self.processes.values():
+                process.poll()
+            time.sleep(0.1)
+        assert not pids
+
+    def _pids(self) -> Iterator[int]:
+        marker = f"\0FLWR_HOME={self.folder / 'flwr'}\0".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if marker in b"\0" + (folder / "environ").read_bytes():
+                    yield int(folder.name)
+
+    def _wait_for(self, name: str, port: int) -> None:
+        def is_up() -> bool:
+            assert self.processes[name].poll() is None, self.log(name)
+            with contextlib.suppress(OSError):
+                return self.status_of(port, "GET", "/health") == 200
+            return False
+
+        wait_until(is_up, f"{name} answers")

@@ -1,0 +1,122 @@
+"""Flower's Deployment Runtime with TLS and device keys: SuperLink, proxy and three SuperNodes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.cli import main
+from server.keys import KeyFolder, create_device_keys, create_fleet_keys
+from tests.conftest import ROOT
+from tests.integration.deployment import NGINX, START_SECONDS, Fleet, free_ports, wait_until
+
+DEVICES = ["device-0", "device-1", "device-2"]
+STRANGER = "stranger"
+SETTINGS = {
+    "data.num-devices": 3,
+    "warmup.num-rounds": 1,
+    "warmup.local-epochs": 1,
+    "federation.num-rounds": 1,
+    "federation.min-devices": 3,
+    "coreset.fraction": 0.3,
+    "evaluation.device-interval": 0,
+}
+RUN_SECONDS = 600
+"""A message takes a process that imports torch: seconds, on a busy machine many."""
+
+POLL_SECONDS = 10.0
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds its processes in /proc"),
+    pytest.mark.timeout(START_SECONDS * 3 + RUN_SECONDS),
+]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """SuperLink and proxy are up, the devices' keys registered; no SuperNode runs yet."""
+    folder = tmp_path_factory.mktemp("fleet")
+    keys = KeyFolder(root=folder / "secrets")
+    create_fleet_keys(keys, ["localhost", "127.0.0.1"], DEVICES)
+    superlink_port, proxy_port = free_ports(2)
+    fleet = Fleet(folder, keys, superlink_port, proxy_port)
+    try:
+        fleet.start_superlink()
+        if NGINX:
+            fleet.start_proxy()
+        register = ["keys", "--dir", str(keys.root), "register", "--superlink", fleet.superlink]
+        assert main(register) == 0
+        yield fleet
+    finally:
+        fleet.end()
+
+
+def test_a_federation_runs_to_its_end(fleet: Fleet, tmp_path: Path) -> None:
+    for index, name in enumerate(DEVICES):
+        fleet.start_supernode(name, index, len(DEVICES))
+    run_folder = tmp_path / "run"
+    settings = {**SETTINGS, "run.out": f"'{run_folder}'"}
+    started = fleet.flwr(
+        fleet.superlink,
+        *("run", str(ROOT), "fleet"),
+        *("--run-config", " ".join(f"{key}={value}" for key, value in settings.items())),
+    )
+    assert started["success"], started
+    run_id = str(started["run-id"])
+
+    def status() -> str:
+        (run,) = fleet.flwr(fleet.superlink, "ls", "fleet", "--run-id", run_id)["runs"]
+        return str(run["status"])
+
+    summary_path = run_folder / "summary.json"
+    # Asking Flower is a process of its own: seldom, so that it takes no time from the run.
+    wait_until(
+        lambda: summary_path.exists() or status().startswith("finished:"),
+        "the run",
+        RUN_SECONDS,
+        interval=POLL_SECONDS,
+    )
+    wait_until(lambda: status().startswith("finished:"), "the run's end", interval=1.0)
+    assert status() == "finished:completed", fleet.log("serverapp")
+    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    assert summary["num_devices"] == 3
+    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rounds = [line for line in map(json.loads, lines) if line["kind"] == "round"]
+    assert [line["num_accepted"] for line in rounds] == [3] * len(rounds)
+    assert {line["stage"] for line in rounds} >= {"float", "quantized"}
+
+
+def test_an_unregistered_device_is_refused(fleet: Fleet) -> None:
+    create_device_keys(fleet.keys, [STRANGER])
+    fleet.start_supernode(STRANGER, 3, 4)
+    assert fleet.processes[STRANGER].wait(START_SECONDS) == 1
+    assert "305" in fleet.log(STRANGER) or "not registered" in fleet.log(STRANGER).lower()
+
+
+@pytest.mark.skipif(NGINX is None, reason="the proxy, nginx, is not installed")
+def test_devices_cannot_reach_the_control_api(fleet: Fleet) -> None:
+    """The SuperLink itself answers these calls; through the devices' address nobody can make them.
+
+    Flower's own client with the same CA certificate is refused as well.
+    """
+    assert fleet.status_of(fleet.superlink_port, "POST", "/v1/control/list-runs") == 200
+    for target in (
+        "/v1/control/start-run",
+        "/v1/control/list-runs",
+        "/v1/runtime/acquire-task",
+        "/v1/fleet/../control/list-runs",
+        "/v1/fleet/%2e%2e/control/list-runs",
+        "/v1/control/list-runs/../../fleet/get-run",
+        "/v1/control%2flist-runs",
+        "/v1//control/list-runs",
+        "/v1/fleet/get-run/../../control/list-runs",
+        "/docs",
+        "/openapi.json",
+    ):
+        for method in ("GET", "POST"):
+            assert fleet.status_of(fleet.proxy_port, method, target) == 403, target
+    assert fleet.status_of(fleet.proxy_port, "POST", "/v1/fleet/get-run") not in (200, 403, 404)
+    answer = fleet.flwr(f"127.0.0.1:{fleet.proxy_port}", "run", str(ROOT), "fleet")
+    assert not answer["success"]
+    assert "run-id" not in answer
