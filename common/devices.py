@@ -169,11 +169,11 @@ class TaskCost:
 
     def until(self, virtual_seconds: float) -> TaskCost:
         """The part of the task that is done when it is broken off after so long."""
-        delay = min(self.virtual_delay_seconds, virtual_seconds)
+        delay = np.minimum(self.virtual_delay_seconds, virtual_seconds)
         left = virtual_seconds - delay
-        download = min(self.virtual_download_seconds, left)
-        compute = min(self.virtual_compute_seconds, left - download)
-        upload = min(self.virtual_upload_seconds, left - download - compute)
+        download = np.minimum(self.virtual_download_seconds, left)
+        compute = np.minimum(self.virtual_compute_seconds, left - download)
+        upload = np.minimum(self.virtual_upload_seconds, left - download - compute)
         return TaskCost(
             virtual_delay_seconds=delay,
             virtual_download_seconds=download,

@@ -214,10 +214,14 @@ class Reply:
 
 def message_bytes(message: Message) -> int:
     """Size in bytes of a message's content as it is serialized for sending."""
+    return record_bytes(message.content)
+
+
+def record_bytes(content: RecordDict) -> int:
+    """Size in bytes of the content of a message as it is serialized for sending."""
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-    nested = get_all_nested_objects(message.content)
-    return sum(len(part.deflate()) for part in nested.values())
+    return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
 
 
 def _pack(name: str, fields: Mapping[str, object], payloads: Mapping[str, bytes]) -> RecordDict:

@@ -18,6 +18,7 @@ from simulations.comparison.command import add_compare_command, add_report_comma
 from simulations.engine_options import add_engine_options, prepare_process, run_with
 from simulations.fleet import fleet_overrides
 from simulations.paper.command import add_paper_command
+from simulations.planner.command import add_plan_command
 from simulations.pretrain_command import add_pretrain_command
 from simulations.scenario import load_scenario, parse_overrides, shipped_scenarios
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_compare_command(commands)
     add_report_command(commands)
+    add_plan_command(commands)
     add_paper_command(commands)
     add_pretrain_command(commands)
 

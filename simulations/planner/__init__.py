@@ -1,0 +1,1 @@
+"""What rounds would cost on very large fleets: the emulation's rules without any training."""

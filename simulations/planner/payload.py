@@ -1,0 +1,148 @@
+"""How many bytes the messages of a round have: measured on messages that are really packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from torch import nn
+
+from common.checkpoints import content_hash
+from common.config import Config
+from common.errors import UserError
+from common.messages import NUM_EXAMPLES, Reply, Stage, TrainRequest, record_bytes
+from common.models import create_model, model_state
+from common.qat import calibrate, prepare, quantized_weights
+from common.seeding import numpy_generator, torch_generator
+from common.updates import encode_codes, encode_delta, encode_float, encode_int8
+
+INPUTS: dict[str, tuple[int, tuple[int, int, int]]] = {
+    "digits": (10, (1, 8, 8)),
+    "cifar10": (10, (3, 32, 32)),
+    "cifar100": (100, (3, 32, 32)),
+}
+"""Data set -> classes, and channels, height and width of an image."""
+
+REPLY_METRICS = (
+    NUM_EXAMPLES,
+    "coreset-size",
+    "train-loss",
+    "num-steps",
+    "num-seen",
+    "train-seconds",
+    "select-seconds",
+    "num-scored",
+    "num-teacher-scored",
+    "round-seconds",
+)
+"""What a reply says beside its update."""
+
+CHANGE = 1e-3
+"""Standard deviation of the change of a weight in the measured update; sizes don't depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageSizes:
+    """Bytes of the messages of a quantization-aware round, serialized."""
+
+    request_bytes: int
+    """To a device that has the teacher."""
+    first_request_bytes: int
+    """To a device that does not have it."""
+    reply_bytes: int
+    float32_reply_bytes: int
+    """The reply, were its update float32."""
+
+
+def known_inputs(config: Config) -> tuple[int, tuple[int, int, int]]:
+    """Classes, and channels, height and width of an image, of the configured data set.
+
+    Raises:
+        UserError: they are only known once its images are read.
+    """
+    if config.data.dataset not in INPUTS:
+        raise UserError(
+            f"data.dataset = {config.data.dataset!r}: a plan reads no images, expected one of "
+            f"{', '.join(INPUTS)}"
+        )
+    return INPUTS[config.data.dataset]
+
+
+def measure_messages(config: Config) -> MessageSizes:
+    """Pack a request and a reply of the configured model, and measure them.
+
+    Raises:
+        UserError: the data set's images have no known shape.
+    """
+    num_classes, image_shape = known_inputs(config)
+    float_model = create_model(
+        config.model.name,
+        num_classes=num_classes,
+        in_channels=image_shape[0],
+        generator=torch_generator(config.run.seed, "model"),
+    )
+    teacher = model_state(float_model)
+    student = prepare(float_model, config.quantization)
+    calibrate(student, [torch.rand(2, *image_shape)], config.quantization)
+    base = model_state(student)
+    model = _downlink(base, config.federation.downlink_format)
+    digest = "0" * 32
+    request = TrainRequest(
+        stage=Stage.QUANTIZED,
+        round_index=0,
+        num_rounds=config.federation.num_rounds,
+        model=model,
+        model_hash=digest,
+        teacher_hash=content_hash(teacher),
+    )
+    first = TrainRequest(**{**vars(request), "teacher": encode_float(teacher, "float32", {})})
+    return MessageSizes(
+        request_bytes=record_bytes(request.to_record()),
+        first_request_bytes=record_bytes(first.to_record()),
+        reply_bytes=record_bytes(_reply(request, _update(config, student, base, digest))),
+        float32_reply_bytes=record_bytes(
+            _reply(request, encode_float(base, "float32", {"round": 0}))
+        ),
+    )
+
+
+def _downlink(state: dict[str, np.ndarray], downlink_format: str) -> bytes:
+    if downlink_format == "int8":
+        return encode_int8(state, {})
+    return encode_float(state, downlink_format, {})
+
+
+def _update(
+    config: Config, student: nn.Module, base: dict[str, np.ndarray], base_hash: str
+) -> bytes:
+    """A changed model in the configured update format."""
+    generator = numpy_generator(config.run.seed, "plan-update")
+    changed = {
+        name: values + np.float32(CHANGE) * generator.standard_normal(values.shape, np.float32)
+        for name, values in base.items()
+    }
+    federation = config.federation
+    if federation.update_format == "codes":
+        return encode_codes(base, quantized_weights(student), {"round": 0})
+    if federation.update_format == "delta":
+        return encode_delta(
+            changed,
+            base,
+            federation.delta_bits,
+            None,
+            generator,
+            {"round": 0, "base-hash": base_hash},
+        )[0]
+    return encode_float(changed, "float32", {"round": 0})
+
+
+def _reply(request: TrainRequest, update: bytes) -> RecordDict:
+    return Reply(
+        partition_id=0,
+        round_index=0,
+        update=update,
+        teacher_hash=request.teacher_hash,
+        metrics={name: 1.0 if "seconds" in name else 1 for name in REPLY_METRICS},
+    ).to_record()

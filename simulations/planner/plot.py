@@ -1,0 +1,70 @@
+"""The picture of a plan: time, devices, the server's line and energy over the rounds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from common.extras import import_extra
+from simulations.planner.rounds import PlannedRound
+from simulations.planner.summary import JOULES_PER_KWH
+
+NEEDED_FOR = "the picture of a plan"
+FATES = (
+    ("num_trained", "reply used", "#2a8c4a"),
+    ("num_surplus", "surplus", "#9ecae1"),
+    ("num_late", "late", "#d9620c"),
+    ("num_failed", "broke off", "#c2263f"),
+)
+UP, DOWN, TIME, ENERGY = "#d9620c", "#1f6fb2", "#1f4e79", "#8a6100"
+
+
+def to_png(title: str, rounds: Sequence[PlannedRound]) -> bytes:
+    """A PNG with four panels.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    module = import_extra("matplotlib.figure", needed_for=NEEDED_FOR)
+    figure = module.Figure(figsize=(12, 7.2), dpi=110, layout="constrained")
+    (time, devices), (traffic, energy) = figure.subplots(2, 2)
+    numbers = [each.round for each in rounds]
+    time.plot(numbers, [each.virtual_seconds for each in rounds], ".-", color=TIME)
+    time.set_title("Round, virtual seconds")
+    devices.stackplot(
+        numbers,
+        *[[getattr(each, name) for each in rounds] for name, _, _ in FATES],
+        labels=[label for _, label, _ in FATES],
+        colors=[colour for _, _, colour in FATES],
+        linewidth=0,
+    )
+    devices.set_title("Devices that were asked")
+    devices.margins(x=0)
+    for name, label, colour in (("egress", "to devices", DOWN), ("ingress", "from devices", UP)):
+        for kind, line in (("_gbits", "-"), ("_peak_gbits", ":")):
+            values = [getattr(each, name + kind) for each in rounds]
+            shown = f"{label}, {'mean' if kind == '_gbits' else 'peak'}"
+            traffic.plot(numbers, values, line, color=colour, label=shown)
+    traffic.set_yscale("log")
+    traffic.set_title("The server's line, Gbit/s")
+    energy.plot(numbers, [each.joules / JOULES_PER_KWH for each in rounds], ".-", color=ENERGY)
+    energy.set_title("Energy of the devices asked, kWh")
+    for axes in (time, devices, traffic, energy):
+        _finish(axes)
+    for axes in (devices, traffic):
+        axes.legend(fontsize=8)
+    for axes in (time, devices, energy):
+        axes.set_ylim(bottom=0)
+    figure.suptitle(title)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _finish(axes: Any) -> None:
+    ticker = import_extra("matplotlib.ticker", needed_for=NEEDED_FOR)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, axis="y", alpha=0.25)

@@ -1,0 +1,328 @@
+"""Rounds of a fleet without training: the emulation's draws and rules on arrays of devices.
+
+Every device has the same number of training images, less where its class has room for a part of
+them, and a coreset of exactly its fraction; costs, availability, failures, delays, deadline and
+energy are those of `simulations.emulation` and `common.devices`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.coreset import STUDENT_FREE
+from client.selection import needs_teacher_outputs
+from common.config import Config
+from common.devices import BITS_PER_BYTE, DeviceProfile, task_cost, task_joules
+from common.errors import UserError
+from common.messages import Stage
+from common.seeding import numpy_generator
+from server.registry import POLL_SECONDS
+from server.strategy import required_replies
+from simulations.emulation import Attempt, Emulation, require_possible
+from simulations.planner.payload import MessageSizes
+from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED, settle_arrays
+from simulations.planner.traffic import LoadCurve
+from simulations.workload import Workload
+
+Floats = NDArray[np.float64]
+
+array_cost: Any = task_cost
+"""The arithmetic of one task's cost holds for arrays of tasks."""
+array_joules: Any = task_joules
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRound:
+    """The figures of one round."""
+
+    round: int
+    """From 1."""
+    virtual_start_seconds: float
+    """When the server began to look for devices."""
+    virtual_waited_seconds: float
+    """Until enough of them were there."""
+    virtual_seconds: float
+    """Of the round itself."""
+    num_available: int
+    num_asked: int
+    num_trained: int
+    num_late: int
+    num_surplus: int
+    num_failed: int
+    is_skipped: bool
+    """Whether too few replies came for a new model."""
+    download_bytes: float
+    """That left the server, those to devices that broke off or were too slow included."""
+    upload_bytes: float
+    """That reached the server."""
+    egress_peak_gbits: float
+    """Gbit/s."""
+    ingress_peak_gbits: float
+    """Gbit/s."""
+    joules: float
+    """Of all devices that were asked."""
+
+    @property
+    def egress_gbits(self) -> float:
+        """Mean over the round, Gbit/s."""
+        return _gbits(self.download_bytes, self.virtual_seconds)
+
+    @property
+    def ingress_gbits(self) -> float:
+        """Mean over the round, Gbit/s."""
+        return _gbits(self.upload_bytes, self.virtual_seconds)
+
+
+class FleetPlan:
+    """The devices of a plan, and what they have done so far.
+
+    Args:
+        emulation: the devices.
+        config: of the run; federation.num-rounds is the number of rounds.
+        workload: what tasks compute.
+        sizes: of the messages.
+        num_samples: training images of a device whose class has room for all of them.
+        num_classes: of the data set.
+    """
+
+    def __init__(
+        self,
+        emulation: Emulation,
+        config: Config,
+        workload: Workload,
+        sizes: MessageSizes,
+        *,
+        num_samples: int,
+        num_classes: int,
+    ) -> None:
+        self.emulation = emulation
+        self.config = config
+        self.workload = workload
+        self.sizes = sizes
+        self.num_classes = num_classes
+        self.profiles: tuple[DeviceProfile, ...] = emulation.fleet.profiles
+        self.num_samples = [
+            max(1, round(num_samples * profile.data_share)) for profile in self.profiles
+        ]
+        """Training images of a device, by class."""
+        num_devices = emulation.num_devices
+        self.fate_counts = np.zeros((len(self.profiles), 4), dtype=np.int64)
+        """Devices by class and fate, over all rounds."""
+        self.seconds_sum = np.zeros(len(self.profiles))
+        """Virtual seconds of the replies that were used, by class."""
+        bits = config.quantization.weight_bits
+        able = np.array([bits in profile.weight_bits for profile in self.profiles])
+        if not able.any():
+            raise UserError(
+                f"fleet {emulation.fleet.name}: no class trains at quantization.weight-bits = "
+                f"{bits}"
+            )
+        self._able = able[emulation.class_of]
+        self._has_teacher = np.zeros(num_devices, dtype=np.bool_)
+        self._coreset_epoch = np.full(num_devices, -1, dtype=np.int32)
+        """When each device chose its coreset; -1: it never has."""
+        self._required = required_replies(config)
+
+    def run(self) -> Iterator[PlannedRound]:
+        """All rounds, one after the other.
+
+        Raises:
+            UserError: too few devices are there for longer than federation.round-timeout, or no
+                device can meet the deadline.
+        """
+        self._require_possible()
+        now = 0.0
+        for round_index in range(self.config.federation.num_rounds):
+            available, waited = self._wait_for_devices(now)
+            asked = self._sample(available, round_index)
+            planned = self._round(round_index, asked, now, waited, len(available))
+            now += waited + planned.virtual_seconds
+            yield planned
+
+    def _require_possible(self) -> None:
+        """One device of each class stands for all of them."""
+        _, first = np.unique(self.emulation.class_of, return_index=True)
+        classes = self.emulation.class_of[first]
+        attempts = [
+            Attempt(
+                partition_id=int(partition_id),
+                cost=task_cost(
+                    self.profiles[index],
+                    flops=self.workload.least(
+                        Stage.QUANTIZED, self.num_samples[index], self.num_classes
+                    ),
+                    download_bytes=self.sizes.first_request_bytes,
+                    upload_bytes=0,
+                ),
+            )
+            for partition_id, index in zip(first, classes, strict=True)
+        ]
+        names = [self.profiles[index].class_name for index in classes]
+        require_possible(attempts, names, self.config.fleet.deadline)
+
+    def _wait_for_devices(self, now: float) -> tuple[NDArray[np.int64], float]:
+        """Partition ids of the devices that are there, and how long the server waited for them."""
+        timeout, waited = self.config.federation.round_timeout, 0.0
+        while True:
+            there = np.flatnonzero(self.emulation.available(now + waited) & self._able)
+            if len(there) >= self._required:
+                return there, waited
+            if waited >= timeout:
+                raise UserError(
+                    f"fleet {self.emulation.fleet.name}: {len(there)} device(s) are there after "
+                    f"{timeout:g} virtual seconds of waiting (at {now + waited:.6g}): expected at "
+                    f"least {self._required}"
+                )
+            waited += min(POLL_SECONDS, timeout)
+
+    def _sample(self, available: NDArray[np.int64], round_index: int) -> NDArray[np.int64]:
+        """As `server.registry.DeviceRegistry.sample` draws devices."""
+        config = self.config
+        fraction = min(1.0, config.federation.fraction * config.fleet.over_selection)
+        size = min(len(available), max(self._required, round(fraction * len(available))))
+        if size == len(available):
+            return available
+        generator = numpy_generator(config.run.seed, f"sampling-{Stage.QUANTIZED}", round_index)
+        return np.sort(available[generator.permutation(len(available))[:size]])
+
+    def _round(
+        self,
+        round_index: int,
+        asked: NDArray[np.int64],
+        now: float,
+        waited: float,
+        num_available: int,
+    ) -> PlannedRound:
+        emulation, fleet = self.emulation, self.config.fleet
+        class_of = emulation.class_of[asked]
+        members = [np.flatnonzero(class_of == index) for index in range(len(self.profiles))]
+        parts = emulation.failures(Stage.QUANTIZED, round_index)[asked]
+        delays = emulation.delays(Stage.QUANTIZED, round_index)[asked]
+        fails = np.isfinite(parts)
+        downloads = np.where(
+            self._has_teacher[asked], self.sizes.request_bytes, self.sizes.first_request_bytes
+        ).astype(np.float64)
+        seconds = np.empty(len(asked))
+        costs = []
+        for index, at in enumerate(members):
+            cost, heard = self._cost(
+                index, round_index, asked[at], fails[at], parts[at], delays[at], downloads[at]
+            )
+            costs.append(cost)
+            seconds[at] = heard
+        num_wanted = math.ceil(len(asked) / fleet.over_selection)
+        fates, round_seconds = settle_arrays(
+            seconds, fails, num_wanted=num_wanted, deadline=fleet.deadline
+        )
+        self._has_teacher[asked[fates == TRAINED]] = True
+
+        joules = down = up = 0.0
+        load = LoadCurve(round_seconds)
+        for index, (at, cost) in enumerate(zip(members, costs, strict=True)):
+            stopped = np.minimum(seconds[at], round_seconds)
+            idle = np.where(fates[at] == FAILED, 0.0, round_seconds - stopped)
+            done = cost.until(stopped)
+            energy = array_joules(self.profiles[index], done, idle_seconds=idle)
+            emulation.spent_joules[asked[at]] += energy
+            joules += float(energy.sum())
+            down += load.add_downloads(cost, done, downloads[at])
+            up += load.add_uploads(cost, done, float(self.sizes.reply_bytes))
+            self.fate_counts[index] += np.bincount(fates[at], minlength=4)
+            self.seconds_sum[index] += float(seconds[at][fates[at] == TRAINED].sum())
+        counts = np.bincount(fates, minlength=4)
+        return PlannedRound(
+            round=round_index + 1,
+            virtual_start_seconds=now,
+            virtual_waited_seconds=waited,
+            virtual_seconds=round_seconds,
+            num_available=num_available,
+            num_asked=len(asked),
+            num_trained=int(counts[TRAINED]),
+            num_late=int(counts[LATE]),
+            num_surplus=int(counts[SURPLUS]),
+            num_failed=int(counts[FAILED]),
+            is_skipped=bool(counts[TRAINED] < self._required),
+            download_bytes=down,
+            upload_bytes=up,
+            egress_peak_gbits=load.download_peak_gbits,
+            ingress_peak_gbits=load.upload_peak_gbits,
+            joules=joules,
+        )
+
+    def _cost(
+        self,
+        index: int,
+        round_index: int,
+        devices: NDArray[np.int64],
+        fails: NDArray[np.bool_],
+        parts: Floats,
+        delays: Floats,
+        downloads: Floats,
+    ) -> tuple[Any, Floats]:
+        """What the task costs devices of one class, and when the server hears of each.
+
+        As in an emulation, a device that breaks off, or that will be late whatever it does, is
+        charged the least that its task can cost: it is not trained.
+        """
+        profile, deadline = self.profiles[index], self.config.fleet.deadline
+        num_samples = self.num_samples[index]
+        least_flops = self.workload.least(Stage.QUANTIZED, num_samples, self.num_classes)
+        least = array_cost(
+            profile,
+            flops=least_flops,
+            download_bytes=downloads,
+            upload_bytes=0,
+            delay_seconds=delays,
+        ).virtual_seconds
+        trains = ~fails & (least <= deadline if deadline else True)
+        flops = np.full(len(devices), least_flops)
+        flops[trains] = self._training_flops(index, round_index, devices[trains])
+        cost = array_cost(
+            profile,
+            flops=flops,
+            download_bytes=downloads,
+            upload_bytes=np.where(trains, float(self.sizes.reply_bytes), 0.0),
+            delay_seconds=delays,
+        )
+        heard = np.where(fails, parts * least, cost.virtual_seconds)
+        return cost, heard
+
+    def _training_flops(self, index: int, round_index: int, devices: NDArray[np.int64]) -> Floats:
+        """Operations of selections that are due and of all epochs; notes when devices selected."""
+        coreset, epochs = self.config.coreset, self.config.training.local_epochs
+        first, last = round_index * epochs, (round_index + 1) * epochs
+        selected = self._coreset_epoch[devices]
+        is_new = selected < 0
+        due = np.where(is_new, first, np.maximum(selected + coreset.interval, first))
+        selects = due < last
+        num_selections = np.where(selects, 1 + (last - 1 - due) // coreset.interval, 0)
+        chosen_at = due + (num_selections - 1) * coreset.interval
+        self._coreset_epoch[devices] = np.where(selects, chosen_at, selected)
+
+        num_samples = self.num_samples[index]
+        size = num_samples
+        if coreset.selection != "full":
+            size = max(1, round(coreset.fraction * num_samples))
+        pool = min(num_samples, math.ceil(coreset.pool * size)) if coreset.pool else num_samples
+        scored = 0 if coreset.selection in STUDENT_FREE else pool * num_selections
+        teacher_scored: int | NDArray[np.int64] = 0
+        if needs_teacher_outputs(coreset.selection):
+            # Without a pool the teacher's outputs on all images are computed once and kept.
+            teacher_scored = pool * (num_selections if coreset.pool else is_new)
+        metrics = {
+            "num-seen": np.full(len(devices), float(epochs * size)),
+            "num-scored": scored,
+            "num-teacher-scored": teacher_scored,
+        }
+        flops: Floats = self.workload.of_reply(Stage.QUANTIZED, metrics, num_samples)  # type: ignore[arg-type, assignment]
+        return flops
+
+
+def _gbits(num_bytes: float, seconds: float) -> float:
+    return num_bytes * BITS_PER_BYTE / seconds / 1e9 if seconds else 0.0

@@ -1,0 +1,142 @@
+"""One plan from its options to tables and files."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.config import Config
+from simulations.console import format_bytes
+from simulations.emulation import Emulation
+from simulations.fleet import DeviceFleet, load_fleet
+from simulations.flops import count_flops
+from simulations.paper.results import write_atomically
+from simulations.paper.table import TextTable
+from simulations.planner.payload import known_inputs, measure_messages
+from simulations.planner.plot import to_png
+from simulations.planner.rounds import FleetPlan, PlannedRound
+from simulations.planner.summary import classes_table, rounds_table, to_csv, totals
+from simulations.scenario import load_scenario
+from simulations.workload import Workload
+
+CSV_FILE, PICTURE_FILE = "rounds.csv", "rounds.png"
+MOST_CHARACTERS = 200
+
+
+def run_plan(
+    fleet_name: str,
+    scenario_name: str,
+    overrides: Sequence[str],
+    *,
+    num_devices: int | None,
+    num_rounds: int | None,
+    num_samples: int,
+    out: Path | None,
+) -> list[PlannedRound]:
+    """Plan the rounds, print their tables and, with ``out``, write rounds.csv and rounds.png.
+
+    Args:
+        fleet_name: a shipped fleet, or a YAML file; one of a fixed number of devices is scaled.
+        scenario_name: a shipped scenario, or a YAML file.
+        overrides: ``key=value`` settings.
+        num_devices: None: the fleet's own number, or the scenario's.
+        num_rounds: None: the scenario's.
+        num_samples: training images of a device.
+        out: folder of the files.
+
+    Raises:
+        UserError: for what a user can mend.
+    """
+    console = Console()
+    fleet = load_fleet(fleet_name)
+    config = load_scenario(scenario_name, overrides).config
+    config = resize(config, num_devices or fleet.num_devices or None, num_rounds)
+    fleet = scale_fleet(fleet, config.data.num_devices)
+    started = time.perf_counter()
+    plan = make_plan(fleet, config, num_samples=num_samples)
+    sizes, training = plan.sizes, plan.workload.training_step()
+    title = (
+        f"{config.data.num_devices:,} devices of {fleet.name}, {config.model.name} on "
+        f"{config.data.dataset}, {num_samples} images each"
+    )
+    for line in (
+        f"{title}, seed {config.run.seed}",
+        f"request {format_bytes(sizes.request_bytes)} (the first, with the teacher, "
+        f"{format_bytes(sizes.first_request_bytes)}), reply {format_bytes(sizes.reply_bytes)} "
+        f"(as float32 {format_bytes(sizes.float32_reply_bytes)}), "
+        f"{training / 1e6:.4g} MFLOP to train on an image",
+    ):
+        console.print(Text(line), soft_wrap=True)
+    rounds = list(plan.run())
+    for table in (rounds_table(rounds), classes_table(plan)):
+        _print(table, console)
+    for line in totals(rounds):
+        console.print(Text(line), soft_wrap=True)
+    if out is not None:
+        write_atomically(out / CSV_FILE, to_csv(rounds).encode())
+        write_atomically(out / PICTURE_FILE, to_png(title, rounds))
+        console.print(Text(f"results: {out}"), soft_wrap=True)
+    console.print(Text(f"took {time.perf_counter() - started:.1f} s"), style="dim")
+    return rounds
+
+
+def make_plan(fleet: DeviceFleet, config: Config, *, num_samples: int) -> FleetPlan:
+    """A plan with message sizes and operations measured on the configured model.
+
+    Raises:
+        UserError: the fleet or the data set doesn't fit.
+    """
+    num_classes, image_shape = known_inputs(config)
+    flops = count_flops(
+        config.model, config.quantization, num_classes=num_classes, image_shape=image_shape
+    )
+    return FleetPlan(
+        Emulation(fleet, num_devices=config.data.num_devices, seed=config.run.seed),
+        config,
+        Workload(config=config, flops=flops),
+        measure_messages(config),
+        num_samples=num_samples,
+        num_classes=num_classes,
+    )
+
+
+def resize(config: Config, num_devices: int | None, num_rounds: int | None) -> Config:
+    """The configuration with another number of devices and rounds.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    flat = config.to_flat()
+    if num_devices is not None:
+        flat["data.num-devices"] = num_devices
+    if num_rounds is not None:
+        flat["federation.num-rounds"] = num_rounds
+    return Config.from_flat(flat)
+
+
+def scale_fleet(fleet: DeviceFleet, num_devices: int) -> DeviceFleet:
+    """The fleet with so many devices: counts become shares, where they are of another number."""
+    if fleet.num_devices in (0, num_devices):
+        return fleet
+    classes = tuple(
+        dataclasses.replace(member, count=0, share=member.count / fleet.num_devices)
+        for member in fleet.classes
+    )
+    return dataclasses.replace(fleet, classes=classes)
+
+
+def _print(table: TextTable, console: Console) -> None:
+    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, name in enumerate(table.header):
+        shown.add_column(name, justify="left" if index == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    # As wide as it is: a file, or a terminal that wraps, is better than columns cut short.
+    Console(file=console.file, width=MOST_CHARACTERS).print(shown, soft_wrap=True)

@@ -1,0 +1,46 @@
+"""Who makes it in a round, for very many devices: the rules of `simulations.emulation.settle`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+TRAINED, LATE, SURPLUS, FAILED = range(4)
+"""As `simulations.emulation.Fate`, in its order."""
+
+
+def settle_arrays(
+    virtual_seconds: NDArray[np.float64],
+    fails: NDArray[np.bool_],
+    *,
+    num_wanted: int,
+    deadline: float,
+) -> tuple[NDArray[np.int8], float]:
+    """The fate of every device of a round, and the virtual seconds that it took.
+
+    The first ``num_wanted`` replies within the deadline are used, and the last of them ends the
+    round. With fewer, the round ends at the deadline or, if nothing is late, when the server has
+    heard of every device. Of devices with the same time the first come first.
+
+    Args:
+        virtual_seconds: when the server hears of each device, [devices].
+        fails: whether it then hears that the device broke off, [devices].
+        num_wanted: replies; at least 1.
+        deadline: virtual seconds; 0: there is none.
+    """
+    fates = np.where(fails, FAILED, TRAINED).astype(np.int8)
+    in_time = virtual_seconds <= deadline if deadline else np.ones(len(fates), dtype=np.bool_)
+    fates[~in_time] = LATE
+    replies = virtual_seconds[in_time & ~fails]
+    if len(replies) < num_wanted:
+        if not in_time.all():
+            return fates, deadline
+        return fates, float(virtual_seconds.max(initial=0.0))
+    last = float(np.partition(replies, num_wanted - 1)[num_wanted - 1])
+    fates[in_time & (virtual_seconds > last)] = SURPLUS
+    tied = np.flatnonzero(virtual_seconds == last)
+    # Among the tied, everything after the reply that completes the wanted ones is too late.
+    still_wanted = num_wanted - int(np.count_nonzero(replies < last))
+    complete = np.cumsum(~fails[tied]) - ~fails[tied] >= still_wanted
+    fates[tied[complete]] = SURPLUS
+    return fates, last

@@ -1,0 +1,121 @@
+"""A plan's rounds in figures: distributions over rounds, and the part that each class has."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from simulations.paper.table import TextTable
+from simulations.planner.rounds import FleetPlan, PlannedRound
+from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED
+
+JOULES_PER_KWH = 3.6e6
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+QUANTILE_NAMES = ("least", "10 %", "median", "90 %", "most")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of a round."""
+
+    label: str
+    value: Callable[[PlannedRound], float]
+
+
+def _share(count: int, total: int) -> float:
+    return 100 * count / total if total else 0.0
+
+
+FIGURES = (
+    Figure(label="round, virtual s", value=lambda r: r.virtual_seconds),
+    Figure(label="waiting before it, virtual s", value=lambda r: r.virtual_waited_seconds),
+    Figure(label="devices there", value=lambda r: r.num_available),
+    Figure(label="devices asked", value=lambda r: r.num_asked),
+    Figure(label="replies used", value=lambda r: r.num_trained),
+    Figure(label="replies used, % of asked", value=lambda r: _share(r.num_trained, r.num_asked)),
+    Figure(label="late, % of asked", value=lambda r: _share(r.num_late, r.num_asked)),
+    Figure(label="surplus, % of asked", value=lambda r: _share(r.num_surplus, r.num_asked)),
+    Figure(label="broke off, % of asked", value=lambda r: _share(r.num_failed, r.num_asked)),
+    Figure(label="server ingress, GB", value=lambda r: r.upload_bytes / 1e9),
+    Figure(label="server ingress, mean Gbit/s", value=lambda r: r.ingress_gbits),
+    Figure(label="server ingress, peak Gbit/s", value=lambda r: r.ingress_peak_gbits),
+    Figure(label="server egress, GB", value=lambda r: r.download_bytes / 1e9),
+    Figure(label="server egress, mean Gbit/s", value=lambda r: r.egress_gbits),
+    Figure(label="server egress, peak Gbit/s", value=lambda r: r.egress_peak_gbits),
+    Figure(label="energy of devices asked, kWh", value=lambda r: r.joules / JOULES_PER_KWH),
+)
+
+
+def rounds_table(rounds: Sequence[PlannedRound]) -> TextTable:
+    """Distribution of every figure over the rounds."""
+    rows = []
+    for figure in FIGURES:
+        values = [figure.value(each) for each in rounds]
+        cells = [*np.quantile(values, QUANTILES), np.mean(values)]
+        rows.append([figure.label, *map(_number, cells)])
+    return TextTable(title="Rounds", header=["", *QUANTILE_NAMES, "mean"], rows=rows)
+
+
+def classes_table(plan: FleetPlan) -> TextTable:
+    """What became of the devices of each class, over all rounds."""
+    header = ["class", "devices", "asked", "used", "late", "surplus", "broke off"]
+    header += ["reply after, virtual s"]
+    rows = []
+    for index, profile in enumerate(plan.profiles):
+        counts = plan.fate_counts[index]
+        asked, trained = int(counts.sum()), int(counts[TRAINED])
+        num_devices = int(np.count_nonzero(plan.emulation.class_of == index))
+        shares = [_share(int(counts[fate]), asked) for fate in (TRAINED, LATE, SURPLUS, FAILED)]
+        mean = _number(plan.seconds_sum[index] / trained) if trained else "-"
+        rows.append(
+            [profile.class_name, f"{num_devices:,}", f"{asked:,}"]
+            + [f"{share:.1f} %" for share in shares]
+            + [mean]
+        )
+    return TextTable(title="Classes, over all rounds", header=header, rows=rows)
+
+
+def totals(rounds: Sequence[PlannedRound]) -> list[str]:
+    """What all rounds together come to, one line each."""
+    seconds = sum(each.virtual_seconds + each.virtual_waited_seconds for each in rounds)
+    skipped = sum(each.is_skipped for each in rounds)
+    energy = sum(each.joules for each in rounds) / JOULES_PER_KWH
+    up, down = (sum(getattr(each, name) for each in rounds) for name in _BYTES)
+    return [
+        f"{len(rounds)} rounds: {_number(seconds)} virtual s ({_number(seconds / 3600)} h)"
+        + (f", {skipped} skipped for too few replies" if skipped else ""),
+        f"server: {_number(up / 1e12)} TB in, {_number(down / 1e12)} TB out",
+        f"energy of the devices asked: {_number(energy)} kWh",
+    ]
+
+
+_BYTES = ("upload_bytes", "download_bytes")
+
+
+def to_csv(rounds: Sequence[PlannedRound]) -> str:
+    """One line for each round, in full."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in dataclasses.fields(PlannedRound)]
+    derived = ["ingress_gbits", "egress_gbits"]
+    writer.writerow([*names, *derived])
+    for each in rounds:
+        writer.writerow([_plain(getattr(each, name)) for name in [*names, *derived]])
+    return text.getvalue()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bool):
+        return int(value)
+    return f"{value:.9g}" if isinstance(value, float) else value
+
+
+def _number(value: float) -> str:
+    """``1,234``, ``12.3``, ``0.0123``."""
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

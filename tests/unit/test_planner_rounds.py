@@ -1,0 +1,255 @@
+"""Tests of simulations.planner.rounds: arithmetic, and the emulation's own rules."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.config import Config
+from common.devices import Availability, DeviceProfile, task_cost
+from common.errors import UserError
+from common.messages import Stage
+from common.settings import Scalar
+from simulations.emulation import Attempt, Emulation, Fate, doomed, settle
+from simulations.fleet import DeviceFleet, FleetClass
+from simulations.flops import ModelFlops
+from simulations.planner.payload import MessageSizes
+from simulations.planner.rounds import FleetPlan, PlannedRound
+from simulations.workload import Workload
+
+FLOPS = ModelFlops(
+    float_forward=1e6, float_training=3e6, quantized_forward=2e6, quantized_training=6e6
+)
+SIZES = MessageSizes(
+    request_bytes=1_000_000,
+    first_request_bytes=2_000_000,
+    reply_bytes=100_000,
+    float32_reply_bytes=1_000_000,
+)
+SLOW = DeviceProfile(
+    class_name="slow",
+    training_gflops=0.1,
+    memory_mb=100,
+    uplink_mbits=1,
+    downlink_mbits=4,
+    latency_seconds=0.5,
+    training_watts=5,
+    idle_watts=1,
+    radio_watts=2,
+)
+FAST = replace(SLOW, class_name="fast", training_gflops=1.0, uplink_mbits=8, downlink_mbits=16)
+
+
+def make_plan(
+    *classes: FleetClass, num_samples: int = 100, **settings: Scalar
+) -> tuple[FleetPlan, Config]:
+    flat: dict[str, Scalar] = {
+        "model.teacher": "shipped",
+        "federation.num-rounds": 3,
+        "federation.min-devices": 1,
+        "data.num-devices": sum(member.count for member in classes),
+        **{key.replace("__", ".").replace("_", "-"): value for key, value in settings.items()},
+    }
+    config = Config.from_flat(flat)
+    fleet = DeviceFleet(name="lab", classes=classes)
+    plan = FleetPlan(
+        Emulation(fleet, num_devices=config.data.num_devices, seed=config.run.seed),
+        config,
+        Workload(config=config, flops=FLOPS),
+        SIZES,
+        num_samples=num_samples,
+        num_classes=10,
+    )
+    return plan, config
+
+
+def test_a_round_by_hand() -> None:
+    """One slow and one fast device, 100 images, 10 % of them an epoch, chosen by RES every time.
+
+    Operations: 10 images x (6 + 1) MFLOP to train with the teacher, 100 x 2 to score, and the first
+    time 100 x 1 of the teacher: 370 MFLOP, then 270. Slow: 3.7 s, then 2.7 s; fast: a tenth.
+    Download: 2 MB, then 1 MB: slow 0.5 + 4 s, then 0.5 + 2 s; fast 0.5 + 1 s, then 0.5 + 0.5 s.
+    Upload of 0.1 MB: slow 0.5 + 0.8 s, fast 0.5 + 0.1 s.
+    Slow: 4.5 + 3.7 + 1.3 = 9.5 s, then 2.5 + 2.7 + 1.3 = 6.5 s.
+    Fast: 1.5 + 0.37 + 0.6 = 2.47 s, then 1 + 0.27 + 0.6 = 1.87 s.
+    Energy, first round: slow 5 W x 3.7 + 2 W x 5.8 = 30.1 J; fast 5 x 0.37 + 2 x 2.1 + 1 W x 7.03 s
+    of waiting = 13.08 J. Then slow 5 x 2.7 + 2 x 3.8 = 21.1 J; fast 5 x 0.27 + 2 x 1.6 + 4.63 =
+    9.18 J.
+    """
+    plan, _ = make_plan(
+        FleetClass(profile=SLOW, count=1),
+        FleetClass(profile=FAST, count=1),
+        coreset__interval=1,
+        federation__num_rounds=2,
+    )
+    first, second = plan.run()
+    assert first.virtual_seconds == pytest.approx(9.5, abs=1e-9)
+    assert second.virtual_seconds == pytest.approx(6.5, abs=1e-9)
+    assert second.virtual_start_seconds == first.virtual_seconds
+    assert first.joules == pytest.approx(43.18, abs=1e-9)
+    assert second.joules == pytest.approx(30.28, abs=1e-9)
+    assert (first.num_asked, first.num_trained, first.is_skipped) == (2, 2, False)
+    assert first.download_bytes == pytest.approx(4e6)
+    assert second.download_bytes == pytest.approx(2e6)
+    assert first.upload_bytes == pytest.approx(0.2e6)
+    assert first.ingress_gbits == pytest.approx(1.6e-3 / 9.5)
+    assert plan.seconds_sum.tolist() == pytest.approx([16.0, 4.34])
+
+
+def test_selections_are_due_every_interval_epochs() -> None:
+    """Three epochs a round, a choice every 2: at 0 and 2, then 4, then 6 and 8.
+
+    Operations: 3 x 10 x 7 MFLOP to train, 200 for each choice, and once 100 of the teacher.
+    """
+    plan, _ = make_plan(
+        FleetClass(profile=FAST, count=1), training__local_epochs=3, coreset__interval=2
+    )
+    seconds = [planned.virtual_seconds for planned in plan.run()]
+    assert np.diff(seconds) == pytest.approx(
+        [(0.41 - 0.71) - 0.5, 0.61 - 0.41]  # the second request has no teacher: half a second less
+    )
+    assert seconds[0] == pytest.approx(1.5 + 0.71 + 0.6)
+
+
+def test_a_deadline_drops_who_is_late() -> None:
+    """Slow devices need 9.5 s, fast ones 2.47 s: with 5 s the round ends at its deadline."""
+    plan, _ = make_plan(
+        FleetClass(profile=SLOW, count=3),
+        FleetClass(profile=FAST, count=2),
+        fleet__deadline=5.0,
+        federation__num_rounds=1,
+    )
+    (planned,) = plan.run()
+    assert planned.virtual_seconds == 5.0
+    assert (planned.num_trained, planned.num_late) == (2, 3)
+    assert plan.fate_counts.tolist() == [[0, 3, 0, 0], [2, 0, 0, 0]]
+
+
+def test_peaks_are_those_of_all_lines_together() -> None:
+    """Eight devices at 16 Mbit/s down, less what latency takes: 16 Mbit in 1.5 s is 10.7 Mbit/s."""
+    plan, _ = make_plan(FleetClass(profile=FAST, count=8), federation__num_rounds=1)
+    (planned,) = plan.run()
+    assert planned.egress_peak_gbits == pytest.approx(8 * 16e-3 / 1.5)
+    assert planned.ingress_peak_gbits == pytest.approx(8 * 0.8e-3 / 0.6)
+
+
+def test_the_server_waits_for_devices() -> None:
+    """Off for the first 90 s: the server looks every second."""
+    availability = Availability(schedule=((90.0, False), (1e6, True)), same_phase=True)
+    plan, _ = make_plan(FleetClass(profile=replace(FAST, availability=availability), count=2))
+    assert next(plan.run()).virtual_waited_seconds == 90.0
+    plan, _ = make_plan(
+        FleetClass(profile=replace(FAST, availability=availability), count=2),
+        federation__round_timeout=60.0,
+    )
+    with pytest.raises(UserError, match="fleet lab: 0 device"):
+        next(plan.run())
+
+
+def test_impossible_plans_are_refused() -> None:
+    plan, _ = make_plan(FleetClass(profile=FAST, count=2), fleet__deadline=0.5)
+    with pytest.raises(UserError, match=r"fleet\.deadline = 0.5: no device can meet it"):
+        next(plan.run())
+    with pytest.raises(UserError, match=r"no class trains at quantization\.weight-bits = 2"):
+        make_plan(FleetClass(profile=replace(FAST, weight_bits=(8,)), count=1))
+
+
+def event_by_event(
+    plan: FleetPlan, emulation: Emulation, config: Config
+) -> list[tuple[float, float, dict[Fate, int]]]:
+    """Rounds as `simulations.fleet_grid.FleetGrid` plays them, one device after the other."""
+    now, results = 0.0, []
+    has_teacher, coreset_epoch = set(), dict[int, int]()
+    for index in range(config.federation.num_rounds):
+        there = np.flatnonzero(emulation.available(now)).tolist()
+        failures = emulation.failures(Stage.QUANTIZED, index)
+        delays = emulation.delays(Stage.QUANTIZED, index)
+        attempts = []
+        for device in there:
+            profile = emulation.profile(device)
+            down = SIZES.request_bytes if device in has_teacher else SIZES.first_request_bytes
+            least = task_cost(
+                profile,
+                flops=plan.workload.least(Stage.QUANTIZED, 100, 10),
+                download_bytes=down,
+                upload_bytes=0,
+                delay_seconds=float(delays[device]),
+            )
+            attempt = Attempt(
+                partition_id=device,
+                cost=least,
+                fails_after=float(failures[device]) * least.virtual_seconds,
+            )
+            if not doomed(attempt, config.fleet.deadline):
+                scored = teacher = 0
+                if device not in coreset_epoch:
+                    teacher = 100
+                if index - coreset_epoch.get(device, -99) >= config.coreset.interval:
+                    scored, coreset_epoch[device] = 100, index
+                metrics = {"num-seen": 10, "num-scored": scored, "num-teacher-scored": teacher}
+                cost = task_cost(
+                    profile,
+                    flops=plan.workload.of_reply(Stage.QUANTIZED, metrics, 100),
+                    download_bytes=down,
+                    upload_bytes=SIZES.reply_bytes,
+                    delay_seconds=float(delays[device]),
+                )
+                attempt = replace(attempt, cost=cost)
+            attempts.append(attempt)
+        wanted = math.ceil(len(attempts) / config.fleet.over_selection)
+        settled, seconds = settle(attempts, num_wanted=wanted, deadline=config.fleet.deadline)
+        joules = math.fsum(emulation.spend(attempt, seconds) for attempt in settled)
+        counts = dict.fromkeys(Fate, 0)
+        for attempt in settled:
+            counts[attempt.fate] += 1
+            if attempt.fate is Fate.TRAINED:
+                has_teacher.add(attempt.partition_id)
+        results.append((seconds, joules, counts))
+        now += seconds
+    return results
+
+
+def as_tuple(planned: PlannedRound) -> tuple[float, float, dict[Fate, int]]:
+    counts = {
+        Fate.TRAINED: planned.num_trained,
+        Fate.LATE: planned.num_late,
+        Fate.SURPLUS: planned.num_surplus,
+        Fate.FAILED: planned.num_failed,
+    }
+    return planned.virtual_seconds, planned.joules, counts
+
+
+@pytest.mark.parametrize(("deadline", "over_selection"), [(0.0, 1.0), (7.0, 1.0), (8.0, 1.5)])
+def test_a_plan_is_the_emulation_without_training(deadline: float, over_selection: float) -> None:
+    """Devices that come and go, break off, are delayed and run out of battery: the same figures."""
+    flaky = replace(
+        SLOW,
+        class_name="flaky",
+        training_gflops=0.4,
+        failure_rate=0.3,
+        mean_delay_seconds=1.0,
+        availability=Availability(probability=0.7, slot_seconds=5.0),
+    )
+    small = replace(FAST, class_name="small", battery_wh=0.01)
+    classes = [FleetClass(profile=profile, count=20) for profile in (SLOW, FAST, flaky, small)]
+    settings: dict[str, Any] = {
+        "federation__num_rounds": 8,
+        "coreset__interval": 3,
+        "fleet__deadline": deadline,
+        "fleet__over_selection": over_selection,
+    }
+    plan, config = make_plan(*classes, **settings)
+    other = Emulation(plan.emulation.fleet, num_devices=80, seed=config.run.seed)
+    expected = event_by_event(plan, other, config)
+    rounds = list(plan.run())
+    for planned, (seconds, joules, counts) in zip(rounds, expected, strict=True):
+        assert as_tuple(planned) == (
+            pytest.approx(seconds, abs=1e-9),
+            pytest.approx(joules, rel=1e-12),
+            counts,
+        )
+    assert len({planned.num_available for planned in rounds}) > 2
+    assert sum(planned.num_failed for planned in rounds) > 0
+    assert plan.emulation.spent_joules == pytest.approx(other.spent_joules)

@@ -1,0 +1,90 @@
+"""Tests of ``python -m simulations plan``: sizes, fleets, tables and files."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from common.config import Config
+from common.errors import UserError
+from common.settings import Scalar
+from simulations import cli
+from simulations.fleet import load_fleet
+from simulations.planner.payload import known_inputs, measure_messages
+from simulations.planner.run import scale_fleet
+
+
+@pytest.mark.parametrize(
+    ("update_format", "least", "most"),
+    [("codes", 2 / 32, 4 / 32), ("delta", 4 / 32, 6 / 32), ("float32", 1.0, 1.0)],
+)
+def test_sizes_are_those_of_packed_messages(update_format: str, least: float, most: float) -> None:
+    """2-bit codes, 4-bit deltas: that share of float32, with scales, steps and names beside it."""
+    settings: dict[str, Scalar] = {
+        "model.teacher": "shipped",
+        "model.name": "resnet20",
+        "data.dataset": "cifar100",
+        "federation.update-format": update_format,
+    }
+    sizes = measure_messages(Config.from_flat(settings))
+    assert least <= sizes.reply_bytes / sizes.float32_reply_bytes <= most
+    # ResNet-20 for 100 classes has 275,572 weights, four bytes each, and running statistics.
+    assert 4 * 275_572 < sizes.request_bytes < 4 * 275_572 * 1.05
+    assert 2 * 4 * 275_572 < sizes.first_request_bytes < 2 * 4 * 275_572 * 1.05
+
+
+def test_a_small_downlink_is_measured_as_well() -> None:
+    settings: dict[str, Scalar] = {"federation.downlink-format": "int8"}
+    small, full = (measure_messages(Config.from_flat(flat)) for flat in (settings, {}))
+    assert small.request_bytes < 0.4 * full.request_bytes
+    assert small.reply_bytes == full.reply_bytes
+
+
+def test_images_of_a_folder_are_not_looked_for() -> None:
+    with pytest.raises(UserError, match=r"data\.dataset = 'folder': a plan reads no images"):
+        known_inputs(Config.from_flat({"data.dataset": "folder", "data.root": "x"}))
+
+
+def test_fleets_of_a_fixed_number_are_scaled() -> None:
+    """mixed-1000 has 150 Raspberry Pi 5 of 1,000: 1,500 of 10,000."""
+    fleet = load_fleet("mixed-1000")
+    counts = scale_fleet(fleet, 10_000).class_counts(10_000)
+    assert counts == [10 * member.count for member in fleet.classes]
+    assert scale_fleet(fleet, 1000) is fleet
+
+
+def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "plan"
+    arguments = ["plan", "--fleet", "mixed-100", "--devices", "300", "--rounds", "4"]
+    arguments += ["--scenario", "digits", "--samples", "50", "--set", "federation.fraction=0.5"]
+    assert cli.main([*arguments, "--out", str(out)]) == 0
+    output = capsys.readouterr().out
+    assert "300 devices of mixed-100, resnet8 on digits, 50 images each" in output
+    assert "raspberry-pi-zero-2-w" in output
+    with (out / "rounds.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["round"] for line in lines] == ["1", "2", "3", "4"]
+    for line in lines:
+        asked, there = int(line["num_asked"]), int(line["num_available"])
+        assert asked == round(0.5 * there)
+        fates = ("num_trained", "num_late", "num_surplus", "num_failed")
+        assert sum(int(line[name]) for name in fates) == asked
+    assert (out / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fleet", "nope"], "unknown fleet 'nope'"),
+        (["--fleet", "pi-lab", "--set", "fleet.deadline=1e-6"], "no device can meet it"),
+        (["--fleet", "pi-lab", "--devices", "2000000"], "data.num-devices = 2000000"),
+    ],
+)
+def test_bad_plans_are_one_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

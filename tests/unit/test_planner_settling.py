@@ -1,0 +1,84 @@
+"""Tests of simulations.planner.settling: the emulation's rules, on arrays."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.devices import TaskCost
+from simulations.emulation import Attempt, Fate, settle
+from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED, settle_arrays
+
+FATES = list(Fate)
+
+
+def fates_of(
+    seconds: list[float], fails: list[bool], num_wanted: int, deadline: float
+) -> tuple[list[int], float]:
+    fates, round_seconds = settle_arrays(
+        np.array(seconds), np.array(fails, dtype=bool), num_wanted=num_wanted, deadline=deadline
+    )
+    return fates.tolist(), round_seconds
+
+
+@pytest.mark.parametrize(
+    ("num_wanted", "deadline", "fates", "round_seconds"),
+    [
+        # All are wanted: the server waits for the slowest, 9 s.
+        (5, 0.0, [TRAINED, FAILED, TRAINED, TRAINED, TRAINED], 9.0),
+        # Two: those after 1 and 4 s; the device that breaks off at 2 s was heard of before.
+        (2, 0.0, [TRAINED, FAILED, TRAINED, SURPLUS, SURPLUS], 4.0),
+        # One: what happens after 1 s is no matter any more.
+        (1, 0.0, [TRAINED, SURPLUS, SURPLUS, SURPLUS, SURPLUS], 1.0),
+        # 5 s are the deadline, and a reply at the deadline is in time.
+        (5, 5.0, [TRAINED, FAILED, TRAINED, TRAINED, LATE], 5.0),
+        # The third reply is there at 5 s: the round is over, the fourth is late all the same.
+        (3, 6.0, [TRAINED, FAILED, TRAINED, TRAINED, LATE], 5.0),
+    ],
+)
+def test_who_makes_it(
+    num_wanted: int, deadline: float, fates: list[int], round_seconds: float
+) -> None:
+    seconds, fails = [1.0, 2.0, 4.0, 5.0, 9.0], [False, True, False, False, False]
+    assert fates_of(seconds, fails, num_wanted, deadline) == (fates, round_seconds)
+
+
+def test_of_equal_times_the_first_come_first() -> None:
+    """Two replies are wanted of three at 3 s; the failure between them is heard, that after not."""
+    fates, seconds = fates_of([3.0] * 5, [False, True, False, True, False], 2, 0.0)
+    assert fates == [TRAINED, FAILED, TRAINED, SURPLUS, SURPLUS]
+    assert seconds == 3.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=14),
+    st.integers(1, 14),
+    st.sampled_from([0.0, 0.5, 3.0, 4.5]),
+)
+def test_the_rules_are_the_emulations(
+    devices: list[tuple[int, bool]], num_wanted: int, deadline: float
+) -> None:
+    """Whole seconds, so that many devices have the same time."""
+    attempts = [
+        Attempt(
+            partition_id=index,
+            cost=TaskCost(
+                virtual_download_seconds=0.0,
+                virtual_compute_seconds=10.0 if fails else float(seconds),
+                virtual_upload_seconds=0.0,
+            ),
+            fails_after=float(seconds) if fails else math.inf,
+        )
+        for index, (seconds, fails) in enumerate(devices)
+    ]
+    settled, expected_seconds = settle(attempts, num_wanted=num_wanted, deadline=deadline)
+    fates, seconds = fates_of(
+        [float(seconds) for seconds, _ in devices],
+        [fails for _, fails in devices],
+        num_wanted,
+        deadline,
+    )
+    assert [FATES[fate] for fate in fates] == [attempt.fate for attempt in settled]
+    assert seconds == expected_seconds
