@@ -12,6 +12,19 @@ SCENARIO ?= digits
 SET ?=
 OUT ?=
 
+# make cluster: the command, extra names and addresses of the server, a run's name, one device, and
+# what else is done with keys.
+COMPOSE ?= $(shell docker compose version > /dev/null 2>&1 && echo docker compose || echo docker-compose)
+HOSTS ?=
+RUN ?=
+DEVICE ?=
+ARGS ?= --help
+# Who the containers run as: you, or, if you are root, nobody else.
+export FLEET_UID ?= $(or $(filter-out 0,$(shell id -u)),10001)
+export FLEET_GID ?= $(or $(filter-out 0,$(shell id -g)),10001)
+export FLEET_SECRETS ?= ./secrets
+export FLEET_RUNS ?= ./runs
+
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 
@@ -21,10 +34,14 @@ STAMP := $(VENV)/.fedquarc-installed
 INSTALLED := $(shell cat '$(STAMP)' 2>/dev/null)
 
 .DEFAULT_GOAL := help
+OPERATOR = $(COMPOSE) run --rm --no-deps operator python -m server
+KEYS = $(OPERATOR) keys --dir /secrets
 .PHONY: help install simulate test lint clean always
+.PHONY: cluster cluster-run cluster-logs cluster-rotate cluster-revoke cluster-keys
+.PHONY: cluster-down test-cluster
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## Make the environment (VENV, PYTHON, PIP_ARGS) and install the project into it
 
@@ -38,6 +55,42 @@ lint: $(STAMP) ## Check format, style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+cluster: ## Start the cluster in containers (HOSTS='names of this server'); see docs/cluster.md
+	@mkdir -p '$(FLEET_RUNS)' && mkdir -p -m 700 '$(FLEET_SECRETS)'
+	@if [ "$$(id -u)" = 0 ]; then chown $(FLEET_UID):$(FLEET_GID) '$(FLEET_RUNS)' '$(FLEET_SECRETS)'; fi
+	@$(COMPOSE) build superlink proxy device-0
+	@test -e '$(FLEET_SECRETS)/ca.crt' || $(KEYS) init --host superlink proxy localhost 127.0.0.1 \
+		$(HOSTS) --device device-0 device-1 device-2
+	@$(COMPOSE) up -d serverapp proxy
+	@$(KEYS) register
+	@$(COMPOSE) up -d
+
+cluster-run: name := $(or $(RUN),cluster-$(shell date +%Y%m%d-%H%M%S))
+cluster-run: ## Run a federation in the cluster and follow it (RUN=name SET='key=value ...')
+	@$(OPERATOR) run --ca /secrets/ca.crt --app /app --set data.num-devices=3 \
+		federation.min-devices=3 'run.out=/runs/$(name)' $(SET)
+	@echo 'results: $(FLEET_RUNS)/$(name)'
+
+cluster-logs: ## Follow what all services of the cluster say
+	@$(COMPOSE) logs --follow --tail=100
+
+cluster-rotate: ## Give a device of the cluster a new key (DEVICE=device-1)
+	@$(KEYS) rotate '$(DEVICE)'
+	@$(COMPOSE) up -d --no-deps --force-recreate '$(DEVICE)'
+
+cluster-revoke: ## Shut a device of the cluster out for good (DEVICE=device-1)
+	@$(KEYS) revoke '$(DEVICE)'
+	@$(COMPOSE) rm --stop --force '$(DEVICE)'
+
+cluster-keys: ## Anything else with the cluster's keys (ARGS='add pi-7', 'register pi-7')
+	@$(KEYS) $(ARGS)
+
+cluster-down: ## Remove the cluster and its state; keeps keys and results
+	@$(COMPOSE) down --volumes --remove-orphans
+
+test-cluster: ## Test the cluster in containers, with keys of its own; needs a container engine
+	@docker/test-cluster
 
 clean: ## Remove caches and build leftovers; keeps the environment and the results
 	@rm -rf build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad input.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,8 +105,9 @@ def _add_superlink(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--superlink",
         metavar="HOST:PORT",
-        default="127.0.0.1:8000",
-        help="the SuperLink itself, not the proxy of the devices (default: %(default)s)",
+        default=os.environ.get("FEDQUARC_SUPERLINK", "127.0.0.1:8000"),
+        help="the SuperLink itself, not the proxy of the devices (default: FEDQUARC_SUPERLINK, "
+        "else 127.0.0.1:8000)",
     )
 
 
