@@ -13,10 +13,12 @@ from flwr.clientapp.typing import ClientAppCallable
 from torch.nn import functional
 
 from client.device import Device, emulated_device, float_model, quantized_model
+from client.health import read_health
 from client.local_device import DataFolderError, local_device
 from client.node import NodeSettings
 from client.rounds import calibration_round, float_round, quantized_round
 from client.state import load_inputs, save_inputs
+from client.throttle import PausedTooLongError, Throttle, ThrottleLimits
 from common.config import Config
 from common.inference import predict_logits
 from common.messages import (
@@ -89,9 +91,20 @@ def train(message: Message, context: Context) -> Message:
     """One round of training: float, calibration or quantization-aware."""
     config, device = _setup(context)
     request = TrainRequest.from_record(message.content)
+    throttle = None if device.emulated else _throttle(config, context)
     started = time.perf_counter()
-    reply = ROUNDS[request.stage](config, device, request, context.state)
+    try:
+        reply = ROUNDS[request.stage](config, device, request, context.state, throttle)
+    except PausedTooLongError as error:
+        reply = Reply(
+            partition_id=device.partition_id,
+            round_index=request.round_index,
+            status=Status.PAUSED,
+            reason=str(error),
+        )
     metrics = {**reply.metrics, "round-seconds": time.perf_counter() - started}
+    if throttle is not None:
+        metrics |= throttle.metrics()
     return _answer(message, replace(reply, metrics=metrics))
 
 
@@ -145,6 +158,18 @@ def _local_device(config: Config, node: NodeSettings, records: RecordDict) -> De
         partition_id=node.partition_id,
         holdout_fraction=config.data.holdout_fraction,
         seed=config.run.seed,
+    )
+
+
+def _throttle(config: Config, context: Context) -> Throttle:
+    node = NodeSettings.from_node_config(context.node_config, context.node_id)
+    return Throttle(
+        ThrottleLimits(
+            max_celsius=node.max_temperature,
+            min_battery_percent=node.min_battery,
+            max_pause_seconds=config.federation.round_timeout,
+        ),
+        read_health,
     )
 
 

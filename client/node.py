@@ -5,6 +5,8 @@ Keys of the node config; none is needed on an emulated device but Flower's own `
 - ``data-dir``: folder of the device's own images; without it the device is emulated.
 - ``partition-id``: who the device is among the others; by default a number made from its node id.
 - ``threads``: Torch threads, instead of the run's.
+- ``max-temperature``: degrees Celsius above which training pauses.
+- ``min-battery``: per cent of charge below which training pauses while on battery.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ class NodeSettings:
     """Empty: an emulated device."""
     threads: int = 0
     """0: as many as the run says."""
+    max_temperature: float = 0.0
+    """Degrees Celsius; 0: whatever the temperature."""
+    min_battery: float = 0.0
+    """Per cent; 0: down to the last."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.partition_id <= MAX_PARTITION_ID:
@@ -39,6 +45,12 @@ class NodeSettings:
             )
         if not 0 <= self.threads <= 256:
             raise UserError(f"node config threads = {self.threads}: expected 1 to 256")
+        if not 0 <= self.max_temperature <= 150:
+            raise UserError(
+                f"node config max-temperature = {self.max_temperature}: expected 0 to 150"
+            )
+        if not 0 <= self.min_battery <= 100:
+            raise UserError(f"node config min-battery = {self.min_battery}: expected 0 to 100")
 
     @classmethod
     def from_node_config(cls, node_config: Mapping[str, Scalar], node_id: int) -> NodeSettings:
@@ -47,6 +59,8 @@ class NodeSettings:
             partition_id=_integer(node_config, "partition-id", node_id % (MAX_PARTITION_ID + 1)),
             data_dir=str(node_config.get("data-dir", "")),
             threads=_integer(node_config, "threads", 0),
+            max_temperature=_number(node_config, "max-temperature"),
+            min_battery=_number(node_config, "min-battery"),
         )
 
 
@@ -55,3 +69,10 @@ def _integer(node_config: Mapping[str, Scalar], key: str, default: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"node config {key} = {value!r}: expected a whole number")
     return value
+
+
+def _number(node_config: Mapping[str, Scalar], key: str) -> float:
+    value = node_config.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"node config {key} = {value!r}: expected a number")
+    return float(value)

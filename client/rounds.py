@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -29,8 +30,16 @@ from common.seeding import numpy_generator, torch_generator
 from common.updates import decode_state, encode_codes, encode_delta, encode_float
 
 
+OnProgress = Callable[[float], None]
+"""Called in every step of a training with the share of all epochs that is done."""
+
+
 def float_round(
-    config: Config, device: Device, request: TrainRequest, records: RecordDict
+    config: Config,
+    device: Device,
+    request: TrainRequest,
+    records: RecordDict,
+    on_progress: OnProgress | None = None,
 ) -> Reply:
     """A warm-up round: float training with the labels on all local images."""
     model = float_model(config, device)
@@ -50,7 +59,16 @@ def float_round(
         config.run.seed, "train-float", request.round_index, device.partition_id
     )
     try:
-        result = train(model, None, device.dataset, device.train, everything, task, generator)
+        result = train(
+            model,
+            None,
+            device.dataset,
+            device.train,
+            everything,
+            task,
+            generator,
+            on_progress=on_progress,
+        )
     except DivergedError as error:
         return _refusal(device, request, Status.DIVERGED, str(error))
     return Reply(
@@ -62,7 +80,11 @@ def float_round(
 
 
 def calibration_round(
-    config: Config, device: Device, request: TrainRequest, records: RecordDict
+    config: Config,
+    device: Device,
+    request: TrainRequest,
+    records: RecordDict,
+    on_progress: OnProgress | None = None,
 ) -> Reply:
     """Activation steps from the device's own images; only these entries are answered."""
     model = quantized_model(config, device)
@@ -80,7 +102,11 @@ def calibration_round(
 
 
 def quantized_round(
-    config: Config, device: Device, request: TrainRequest, records: RecordDict
+    config: Config,
+    device: Device,
+    request: TrainRequest,
+    records: RecordDict,
+    on_progress: OnProgress | None = None,
 ) -> Reply:
     """A QuaRC round: coreset by relative entropy, quantization-aware epochs, packed update."""
     teacher = _teacher(config, device, request)
@@ -90,7 +116,9 @@ def quantized_round(
     student = quantized_model(config, device)
     load_state(student, base)
     try:
-        outcome = _train_on_coresets(config, device, request, records, student, teacher)
+        outcome = _train_on_coresets(
+            config, device, request, records, student, teacher, on_progress
+        )
     except DivergedError as error:
         return _refusal(device, request, Status.DIVERGED, str(error))
     update, residual = _encode(config, device, request, student, base, load_residual(records))
@@ -118,6 +146,7 @@ def _train_on_coresets(
     records: RecordDict,
     student: nn.Module,
     teacher: nn.Module,
+    on_progress: OnProgress | None,
 ) -> QuarcResult:
     """All local epochs; the coreset outlives the round."""
     seed, partition_id = config.run.seed, device.partition_id
@@ -144,6 +173,7 @@ def _train_on_coresets(
         generator=torch_generator(seed, "train-quantized", request.round_index, partition_id),
         selection_generator=lambda epoch: torch_generator(seed, "select", epoch, partition_id),
         on_coreset=lambda coreset: save_coreset(records, coreset),
+        on_progress=on_progress,
     )
 
 

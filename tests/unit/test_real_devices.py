@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.health import Health
 from client.local_device import local_device
 from client.state import load_coreset, load_inputs
 from common.config import Config
@@ -218,3 +219,23 @@ def _query() -> Any:
     return Message(
         QueryRequest(inputs=inputs).to_record(), dst_node_id=node_id_of(0), message_type="query"
     )
+
+
+def test_a_hot_device_pauses_and_says_so(
+    tmp_path: Path, server_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 degrees at the first step, 60 from then on; the limit is 75."""
+    readings = [80.0, 60.0]
+    monkeypatch.setattr(
+        "client.app.read_health",
+        lambda: Health(temperature_celsius=readings.pop(0) if len(readings) > 1 else readings[0]),
+    )
+    monkeypatch.setattr("client.throttle.PAUSE_SECONDS", 0.01)
+    folder = tmp_path / "device"
+    write_images(folder, {"ant": 6, "cat": 6}, seed=0)
+    flat = settings(server_images) | {"data.num-devices": 1, "federation.min-devices": 1}
+    fleet = LocalFleet({0: folder}, flat, {"max-temperature": 75})
+    run_federation(FakeGrid(fleet, [0]), Config.from_flat(flat), SilentReporter(), tmp_path / "run")
+    first, *_ = lines(tmp_path, "device")
+    assert first["temperature_celsius"] == 80
+    assert first["paused_seconds"] > 0
