@@ -39,7 +39,7 @@ def add_compare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     compare.add_argument(
         "--out", metavar="DIR", required=True, type=Path, help="new folder, or to go on with"
     )
-    compare.add_argument("--title", metavar="TEXT", help="of the report")
+    _add_report_options(compare)
     compare.add_argument(
         "--report-only", action="store_true", help="run nothing, report what is finished"
     )
@@ -57,9 +57,19 @@ def add_report_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     )
     report.add_argument("folders", metavar="RUN_FOLDER", nargs="+", type=Path)
     report.add_argument("--out", metavar="DIR", required=True, type=Path, help="where it goes")
-    report.add_argument("--title", metavar="TEXT", help="of the report")
+    _add_report_options(report)
     report.add_argument("--debug", action="store_true", help="show tracebacks")
     report.set_defaults(command=_report)
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--title", metavar="TEXT", help="of the report")
+    parser.add_argument(
+        "--target",
+        metavar="PERCENT",
+        type=float,
+        help="also show what it took to reach this Top-1",
+    )
 
 
 def _seeds(text: str) -> list[int]:
@@ -131,9 +141,12 @@ def _write(
     from simulations.comparison.report import write_report
     from simulations.comparison.tables import Origin
 
-    title = ["--title", options.title] if options.title else []
-    command = shlex.join(["python", "-m", "simulations", *words, *title])
+    words = ["python", "-m", "simulations", *words]
+    words += ["--title", options.title] if options.title else []
+    words += ["--target", f"{options.target:g}"] if options.target is not None else []
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
-    origin = Origin(title=options.title or "", command=command, notes=notes)
+    origin = Origin(
+        title=options.title or "", command=shlex.join(words), notes=notes, target=options.target
+    )
     write_report(records, options.out, origin, console)

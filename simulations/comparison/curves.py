@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulations.comparison.groups import Group
-from simulations.comparison.records import Line, RunRecord
+from simulations.comparison.progress import (
+    PositionsOf,
+    rounds_passed,
+    running_total,
+    virtual_clock,
+)
+from simulations.comparison.records import RunRecord
 from simulations.paper.table import Spread
-
-Positions = Mapping[int, float]
-"""Round -> where it is on the x axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Axis:
     title: str
     label: str
     """Of the axis, with its unit."""
-    positions: Callable[[Sequence[Line]], Positions]
+    positions: PositionsOf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,29 +40,25 @@ class Curve:
     """Percent, as long as ``x``."""
 
 
-def _rounds(lines: Sequence[Line]) -> Positions:
-    return {line["round"]: line["round"] for line in lines}
-
-
-def running_total(name: str, scale: float = 1.0) -> Callable[[Sequence[Line]], Positions]:
-    """Positions by the sum of a figure up to and with a round; none where it was not recorded."""
-
-    def positions(lines: Sequence[Line]) -> Positions:
-        if any(line.get(name) is None for line in lines):
-            return {}
-        totals = itertools.accumulate(line[name] * scale for line in lines)
-        return dict(zip((line["round"] for line in lines), totals, strict=True))
-
-    return positions
-
-
 AXES = (
-    Axis(name="rounds", title="Accuracy by round", label="round", positions=_rounds),
+    Axis(name="rounds", title="Accuracy by round", label="round", positions=rounds_passed),
     Axis(
         name="upload",
         title="Accuracy by bytes sent",
         label="megabytes sent by all devices",
         positions=running_total("upload_bytes", 1e-6),
+    ),
+    Axis(
+        name="virtual",
+        title="Accuracy by virtual time",
+        label="virtual seconds",
+        positions=virtual_clock,
+    ),
+    Axis(
+        name="energy",
+        title="Accuracy by energy",
+        label="kilojoules of all devices",
+        positions=running_total("joules", 1e-3),
     ),
 )
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from simulations.comparison.groups import Measure
+from simulations.comparison.progress import (
+    PositionsOf,
+    rounds_passed,
+    running_total,
+    virtual_clock,
+)
 from simulations.comparison.records import RunRecord
 from simulations.console import format_bytes
 from simulations.paper.table import Spread
@@ -34,6 +41,43 @@ def device_seconds(run: RunRecord) -> float | None:
     return None if None in parts else sum(part for part in parts if part is not None)
 
 
+def _replies_used(run: RunRecord) -> float | None:
+    """Of the devices of an emulated fleet that were asked to train, percent."""
+    by_class = run.summary.get("class_participation")
+    if not by_class:
+        return None
+    asked = sum(sum(fates.values()) for fates in by_class.values())
+    used = sum(fates.get("trained", 0) for fates in by_class.values())
+    return 100 * used / asked if asked else None
+
+
+def target_measures(target: float) -> tuple[Measure, ...]:
+    """What it took until the global model had a Top-1 of at least ``target`` percent."""
+    return tuple(
+        Measure(
+            name=f"{name}_to_{target:g}_percent",
+            header=f"{header} to {target:g} %",
+            value=partial(_until, target, positions),
+            show=show,
+        )
+        for name, header, positions, show in (
+            ("rounds", "rounds", rounds_passed, _show_rounds),
+            ("upload_bytes", "up", running_total("upload_bytes"), _show_bytes),
+            ("virtual_seconds", "virtual s", virtual_clock, _show_seconds),
+            ("joules", "energy", running_total("joules"), _show_joules),
+        )
+    )
+
+
+def _until(target: float, positions: PositionsOf, run: RunRecord) -> float | None:
+    """Where the first evaluation that reaches the target is; None: there is none."""
+    places = positions(run.rounds)
+    for line in run.rounds:
+        if (line.get("accuracy") or 0.0) >= target:
+            return places.get(line["round"])
+    return None
+
+
 def _show_percent(spread: Spread) -> str:
     return spread.format(2)
 
@@ -48,6 +92,16 @@ def _show_share(spread: Spread) -> str:
 
 def _show_seconds(spread: Spread) -> str:
     return f"{spread.mean:.1f}" if spread.mean < 100 else f"{spread.mean:,.0f}"
+
+
+def _show_rounds(spread: Spread) -> str:
+    return f"{spread.mean:.1f}".removesuffix(".0")
+
+
+def _show_joules(spread: Spread) -> str:
+    if spread.mean < 999.5:
+        return f"{spread.mean:.3g} J"
+    return f"{spread.mean / 1e3:,.3g} kJ" if spread.mean < 1e6 else f"{spread.mean / 1e3:,.0f} kJ"
 
 
 def _show_bytes(spread: Spread) -> str:
@@ -110,6 +164,19 @@ MEASURES = (
         value=_from_summary("wall_seconds"),
         show=_show_seconds,
     ),
+    Measure(
+        name="virtual_seconds",
+        header="virtual, s",
+        value=_from_summary("virtual_seconds"),
+        show=_show_seconds,
+    ),
+    Measure(name="joules", header="energy", value=_from_summary("joules"), show=_show_joules),
+    Measure(
+        name="replies_used_percent",
+        header="replies used",
+        value=_replies_used,
+        show=_show_share,
+    ),
 )
 NOTES = (
     "Top-1: of the global quantized model on the test images after the last round, mean ± sample "
@@ -120,9 +187,30 @@ NOTES = (
     "Selection and training: wall-clock seconds of all devices and rounds together. Wall: of the "
     "whole run, evaluation included. Seconds of runs compare only on the same, idle machine.",
 )
+FLEET_NOTE = (
+    "Virtual, energy, replies used: of the emulated fleet; virtual seconds are those of its clock, "
+    "energy is that of all devices, replies used are those of the devices that were asked to train."
+)
+TARGET_NOTE = "To a Top-1: at the first evaluation that reaches it, over the seeds that do."
 
 
-def measured(measures: Iterable[Measure], runs: Iterable[RunRecord]) -> list[Measure]:
-    """The measures that at least one of the runs has."""
+def report_measures(runs: Iterable[RunRecord], target: float | None = None) -> list[Measure]:
+    """The measures that at least one of the runs has; ``target``: of a Top-1, percent."""
     all_runs = list(runs)
-    return [each for each in measures if any(each.value(run) is not None for run in all_runs)]
+    to_target = () if target is None else target_measures(target)
+    return [
+        each
+        for each in (*MEASURES, *to_target)
+        if any(each.value(run) is not None for run in all_runs)
+    ]
+
+
+def notes_on(measures: Iterable[Measure]) -> list[str]:
+    """What a reader has to know of the measures that are shown."""
+    names = [measure.name for measure in measures]
+    notes = list(NOTES)
+    if "virtual_seconds" in names:
+        notes.append(FLEET_NOTE)
+    if any("_to_" in name for name in names):
+        notes.append(TARGET_NOTE)
+    return notes

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from html import escape
 
 from simulations.comparison.groups import Comparison
-from simulations.comparison.measures import NOTES
 from simulations.comparison.plots import NUM_COLOURS, draw_all
 from simulations.comparison.tables import (
     Origin,
@@ -14,6 +13,7 @@ from simulations.comparison.tables import (
     facts,
     figures_table,
     headline,
+    notes_of,
     runs_table,
     shared_table,
 )
@@ -72,8 +72,8 @@ def to_html(comparison: Comparison, origin: Origin) -> str:
     body = [
         f"<h1>{escape(origin.title)}</h1>",
         f'<p class="headline">{escape(headline(comparison))}</p>',
-        _table(figures_table(comparison)),
-        _notes(NOTES),
+        _table(figures_table(comparison, origin)),
+        _notes(notes_of(comparison, origin)),
         "<h2>Pictures</h2>",
         _legend([group.label for group in comparison.groups]),
         _pictures(draw_all(comparison)),
@@ -82,7 +82,7 @@ def to_html(comparison: Comparison, origin: Origin) -> str:
     if differences is not None:
         body += [f"<h2>{differences.title}</h2>", _table(differences, num_text_columns=99)]
     body += [
-        _details(runs_table(comparison)),
+        _details(runs_table(comparison, origin)),
         _details(shared_table(comparison), num_text_columns=2),
         "<h2>How it was made</h2>",
         f"<pre>{escape(origin.command)}</pre>",

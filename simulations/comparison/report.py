@@ -56,8 +56,8 @@ def write_report(
     comparison = compare_runs(records)
     if not origin.title:
         origin = replace(origin, title=describe_title(comparison))
-    _print(figures_table(comparison), console)
-    write_atomically(out / CSV_FILE, to_csv(comparison).encode())
+    _print(figures_table(comparison, origin), console)
+    write_atomically(out / CSV_FILE, to_csv(comparison, origin).encode())
     write_atomically(out / MARKDOWN_FILE, to_markdown(comparison, origin).encode())
     write_atomically(out / REPORT_FILE, to_html(comparison, origin).encode())
     console.print(

@@ -14,7 +14,7 @@ from simulations.comparison.groups import (
     not_default,
     short_names,
 )
-from simulations.comparison.measures import ACCURACY, MEASURES, NOTES, measured
+from simulations.comparison.measures import ACCURACY, notes_on, report_measures
 from simulations.paper.table import MISSING, Spread, TextTable
 
 MOST_COLUMNS = 4
@@ -30,13 +30,15 @@ class Origin:
     command: str
     notes: Sequence[str] = ()
     """What a reader should know besides: runs that were left out, for example."""
+    target: float | None = None
+    """Top-1 in percent; shown is what it took to reach it."""
 
 
-def figures_table(comparison: Comparison) -> TextTable:
+def figures_table(comparison: Comparison, origin: Origin) -> TextTable:
     """One row for each group: what tells it apart, seeds and figures."""
     keys = list(comparison.varying) if _has_setting_columns(comparison) else []
     names = short_names(keys)
-    measures = measured(MEASURES, comparison.runs)
+    measures = report_measures(comparison.runs, origin.target)
     header = [names[key] for key in keys] or ["run"]
     header += ["seeds", *(measure.header for measure in measures)]
     rows = []
@@ -64,9 +66,9 @@ def differences_table(comparison: Comparison) -> TextTable | None:
     )
 
 
-def runs_table(comparison: Comparison) -> TextTable:
+def runs_table(comparison: Comparison, origin: Origin) -> TextTable:
     """One row for each run."""
-    measures = measured(MEASURES, comparison.runs)
+    measures = report_measures(comparison.runs, origin.target)
     rows = []
     for group in comparison.groups:
         for run in group.runs:
@@ -119,18 +121,19 @@ def versions(comparison: Comparison) -> list[str]:
     return sorted(found - {""})
 
 
-def to_csv(comparison: Comparison) -> str:
+def to_csv(comparison: Comparison, origin: Origin) -> str:
     """One line for each group: settings in full, all figures, and the Top-1 of every seed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    figures = [f"{measure.name}_{part}" for measure in MEASURES for part in ("mean", "std")]
+    measures = report_measures(comparison.runs, origin.target)
+    figures = [f"{measure.name}_{part}" for measure in measures for part in ("mean", "std")]
     writer.writerow(
         ["run", *comparison.varying, "num_seeds", "seeds", *figures, "accuracy_percent_by_seed"]
     )
     for group in comparison.groups:
         line = [group.label, *(_setting(group, key) for key in comparison.varying)]
         line += [str(len(group.runs)), " ".join(format_value(run.seed) for run in group.runs)]
-        for measure in MEASURES:
+        for measure in measures:
             spread = group.spread(measure)
             line.append("" if spread is None else f"{spread.mean:.6g}")
             line.append("" if spread is None or spread.std is None else f"{spread.std:.6g}")
@@ -142,13 +145,26 @@ def to_csv(comparison: Comparison) -> str:
 
 def to_markdown(comparison: Comparison, origin: Origin) -> str:
     """The tables with what is needed to make them again."""
-    tables = [figures_table(comparison), differences_table(comparison), runs_table(comparison)]
+    tables = [
+        figures_table(comparison, origin),
+        differences_table(comparison),
+        runs_table(comparison, origin),
+    ]
     tables.append(shared_table(comparison))
     parts = [f"# {origin.title}", headline(comparison)]
     parts += [_markdown_table(table) for table in tables if table is not None and table.rows]
-    parts.append("\n".join(f"- {line}" for line in [*NOTES, *facts(comparison, origin)]))
+    parts.append(
+        "\n".join(
+            f"- {line}" for line in [*notes_of(comparison, origin), *facts(comparison, origin)]
+        )
+    )
     parts.append(f"```\n{origin.command}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def notes_of(comparison: Comparison, origin: Origin) -> list[str]:
+    """What the columns mean, one line each."""
+    return notes_on(report_measures(comparison.runs, origin.target))
 
 
 def facts(comparison: Comparison, origin: Origin) -> list[str]:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from simulations.comparison.curves import AXES, curve, running_total
+from simulations.comparison.curves import AXES, curve
 from simulations.comparison.groups import Group
+from simulations.comparison.progress import running_total, virtual_clock
 from simulations.comparison.records import read_run
 from tests.unit.run_folders import write_run
 
@@ -33,5 +34,7 @@ def test_bytes_add_up_over_the_rounds_without_evaluation(tmp_path: Path) -> None
 
 def test_a_figure_that_was_not_recorded_has_no_curve(tmp_path: Path) -> None:
     group = make_group(tmp_path)
-    assert running_total("virtual_seconds")(group.runs[0].rounds) == {}
+    assert running_total("joules")(group.runs[0].rounds) == {}
+    assert virtual_clock(group.runs[0].rounds) == {}
+    assert [curve(group, axis) is None for axis in AXES] == [False, False, True, True]
     assert running_total("n")([{"round": 3, "n": 2}, {"round": 4, "n": 5}]) == {3: 2, 4: 7}

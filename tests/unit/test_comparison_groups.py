@@ -1,5 +1,6 @@
 """Tests of simulations.comparison.groups: what belongs together, and what tells it apart."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from simulations.comparison.groups import (
 )
 from simulations.comparison.measures import ACCURACY, MEASURES
 from simulations.comparison.records import RunRecord
+from simulations.paper.table import Spread
 
 MEASURE = {measure.name: measure for measure in MEASURES}
 
@@ -76,6 +78,20 @@ def test_figures_that_a_run_does_not_have_are_left_out() -> None:
         shown[name] = MEASURE[name].show(spread)
     assert list(shown.values()) == ["61.00", "12.5 %", "500 kB"]
     assert group.spread(MEASURE["wall_seconds"]) is None
+
+
+def test_figures_of_an_emulated_fleet() -> None:
+    """Of 8 + 2 devices that were asked 6 + 1 answered in time: 70 %."""
+    fates = {"pi": {"trained": 6, "late": 2}, "phone": {"trained": 1, "failed": 1}}
+    group = compare_runs([record(0, virtual_seconds=1234.5, joules=45_600.0)]).groups[0]
+    summary = {**group.runs[0].summary, "class_participation": fates}
+    run = replace(group.runs[0], summary=summary)
+    shown = {}
+    for name in ("virtual_seconds", "joules", "replies_used_percent"):
+        value = MEASURE[name].value(run)
+        assert value is not None
+        shown[name] = MEASURE[name].show(Spread(mean=value, std=None))
+    assert list(shown.values()) == ["1,234", "45.6 kJ", "70.0 %"]
 
 
 def test_two_runs_of_one_setting_and_seed_are_refused() -> None:

@@ -34,9 +34,12 @@ def make_comparison(folder: Path, name: str = "") -> Comparison:
     return compare_runs(records)
 
 
+ORIGIN = Origin(title="T", command="c")
+
+
 def test_one_row_for_each_setting(tmp_path: Path) -> None:
     """60 and 62: mean 61, deviation sqrt(1 + 1). 4 of 32 MB: 12.5 %; 4 MB in 4 rounds."""
-    table = figures_table(make_comparison(tmp_path))
+    table = figures_table(make_comparison(tmp_path), ORIGIN)
     assert table.header[:3] == ["selection", "seeds", "Top-1, %"]
     assert ["|".join(row) for row in table.rows] == [
         "res|0, 1|61.00 ± 1.41|61.00 ± 1.41|66.00|2.00|1 MB|12.5 %|10.0|90.0|120",
@@ -46,7 +49,7 @@ def test_one_row_for_each_setting(tmp_path: Path) -> None:
 
 def test_names_replace_columns_of_settings(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path, "lab")
-    assert figures_table(comparison).header[0] == "run"
+    assert figures_table(comparison, ORIGIN).header[0] == "run"
     differences = differences_table(comparison)
     assert differences is not None
     assert differences.header == ["setting", "lab res", "lab random"]
@@ -55,7 +58,7 @@ def test_names_replace_columns_of_settings(tmp_path: Path) -> None:
 
 
 def test_every_run_has_a_row(tmp_path: Path) -> None:
-    rows = runs_table(make_comparison(tmp_path)).rows
+    rows = runs_table(make_comparison(tmp_path), ORIGIN).rows
     assert [(row[0], row[1], row[2], row[-1]) for row in rows] == [
         ("res", "0", "60.00", "res-0"),
         ("res", "1", "62.00", "res-1"),
@@ -73,7 +76,7 @@ def test_shared_settings_are_those_that_are_not_the_defaults(tmp_path: Path) -> 
 
 
 def test_csv_has_settings_figures_and_every_seed(tmp_path: Path) -> None:
-    lines = list(csv.DictReader(io.StringIO(to_csv(make_comparison(tmp_path)))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(make_comparison(tmp_path), ORIGIN))))
     res, random = lines
     assert (res["coreset.selection"], res["num_seeds"], res["seeds"]) == ("res", "2", "0 1")
     assert (res["accuracy_percent_mean"], res["accuracy_percent_std"]) == ("61", "1.41421")
@@ -95,3 +98,24 @@ def test_markdown_says_how_it_was_made(tmp_path: Path) -> None:
         "python -m simulations report x",
     ):
         assert line in text.splitlines()
+
+
+def test_what_it_took_to_reach_an_accuracy(tmp_path: Path) -> None:
+    """Evaluated after rounds 2 and 4, with 1 MB, 10 virtual seconds and 500 J a round.
+
+    res reaches 60 % after 4 rounds with both seeds: 4 MB, 40 s, 2 kJ; random never does.
+    """
+    comparison = make_comparison(tmp_path)
+    for run in comparison.runs:
+        for line in run.rounds:
+            assert isinstance(line, dict)
+            line |= {"virtual_clock_seconds": 10.0 * line["round"], "joules": 500.0}
+    table = figures_table(comparison, Origin(title="T", command="c", target=60.0))
+    start = table.header.index("rounds to 60 %")
+    assert table.header[start:] == [
+        "rounds to 60 %",
+        "up to 60 %",
+        "virtual s to 60 %",
+        "energy to 60 %",
+    ]
+    assert [row[start:] for row in table.rows] == [["4", "4 MB", "40.0", "2 kJ"], ["-"] * 4]
