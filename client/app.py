@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from torch.nn import functional
 
+from client.deadline import Pace
 from client.device import Device, emulated_device, float_model, quantized_model
 from client.health import read_health
 from client.local_device import DataFolderError, local_device
@@ -144,8 +145,10 @@ def _setup(context: Context) -> tuple[Config, Device]:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     if node.data_dir:
-        return config, _local_device(config, node, context.state)
-    return config, emulated_device(config, node.partition_id)
+        device = _local_device(config, node, context.state)
+    else:
+        device = emulated_device(config, node.partition_id)
+    return config, replace(device, pace=Pace.from_figures(context.node_config))
 
 
 def _local_device(config: Config, node: NodeSettings, records: RecordDict) -> Device:

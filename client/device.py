@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from client.deadline import Pace
 from common.config import Config, DataConfig, ModelConfig, QuantizationConfig
 from common.datasets import Dataset, ImageSet, load_dataset
 from common.models import create_model
@@ -34,6 +35,8 @@ class Device:
     """The device's own images, for evaluation only."""
     emulated: bool = True
     """Whether its images are a part of the configured split; else they are on its own disk."""
+    pace: Pace | None = None
+    """How fast it is, where its operator says so."""
 
 
 def emulated_device(config: Config, partition_id: int) -> Device:

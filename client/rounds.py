@@ -10,25 +10,27 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor, nn
 
+from client.deadline import Pace, fitting_epochs, fitting_fraction, seconds_to_compute
 from client.device import Device, float_model, quantized_model
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
 from client.state import (
     State,
     TeacherStore,
     load_coreset,
+    load_pace,
     load_residual,
     save_coreset,
+    save_pace,
     save_residual,
 )
 from client.trainer import DivergedError, TrainingResult, TrainingTask, train
-from common.config import Config
+from common.config import Config, CoresetConfig
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
 from common.models import load_state, model_state
 from common.qat import activation_step_names, quantized_weights
 from common.seeding import numpy_generator, torch_generator
 from common.updates import decode_state, encode_codes, encode_delta, encode_float
-
 
 OnProgress = Callable[[float], None]
 """Called in every step of a training with the share of all epochs that is done."""
@@ -116,13 +118,16 @@ def quantized_round(
     student = quantized_model(config, device)
     load_state(student, base)
     try:
+        effort = _effort(config, device, request, records)
         outcome = _train_on_coresets(
-            config, device, request, records, student, teacher, on_progress
+            config, device, request, records, effort, student, teacher, on_progress
         )
     except DivergedError as error:
         return _refusal(device, request, Status.DIVERGED, str(error))
     update, residual = _encode(config, device, request, student, base, load_residual(records))
     save_residual(records, residual)
+    if _is_paced(config) and device.pace is None:
+        save_pace(records, _measured_pace(outcome))
     coreset_size = len(outcome.coreset.indices)
     metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
     return Reply(
@@ -139,11 +144,60 @@ def quantized_round(
     )
 
 
+Effort = tuple[CoresetConfig, int]
+"""Which coreset a device chooses, and how many epochs it trains on it in a round."""
+
+
+def _is_paced(config: Config) -> bool:
+    return config.coreset.adaptive or config.training.partial_work
+
+
+def _effort(config: Config, device: Device, request: TrainRequest, records: RecordDict) -> Effort:
+    """What is configured or, where the device is to look at its clock, what it has time for.
+
+    A device that does not know its pace yet does what is configured.
+    """
+    coreset, num_epochs = config.coreset, config.training.local_epochs
+    pace = device.pace or Pace.from_figures(load_pace(records))
+    if pace is None or not _is_paced(config):
+        return coreset, num_epochs
+    num_samples = len(device.train)
+    seconds = seconds_to_compute(
+        config, pace, model_bytes=len(request.model), teacher_bytes=len(request.teacher)
+    )
+    if coreset.adaptive:
+        fraction = fitting_fraction(
+            config,
+            pace,
+            seconds=seconds,
+            num_samples=num_samples,
+            num_classes=device.dataset.train.num_classes,
+            is_first=load_coreset(records, num_samples) is None,
+        )
+        coreset = replace(coreset, fraction=fraction)
+    if config.training.partial_work:
+        share = 1.0 if coreset.selection == "full" else coreset.fraction
+        num_epochs = fitting_epochs(
+            pace, seconds=seconds, coreset_size=share * num_samples, num_epochs=num_epochs
+        )
+    return coreset, num_epochs
+
+
+def _measured_pace(outcome: QuarcResult) -> dict[str, float]:
+    """The device's pace in the round that ``outcome`` came of, by the wall clock."""
+    num_scored = outcome.num_scored + outcome.num_teacher_scored
+    return {
+        "seconds-per-sample": outcome.train_seconds / max(1, outcome.training.num_seen),
+        "seconds-per-scored-sample": outcome.select_seconds / max(1, num_scored),
+    }
+
+
 def _train_on_coresets(
     config: Config,
     device: Device,
     request: TrainRequest,
     records: RecordDict,
+    effort: Effort,
     student: nn.Module,
     teacher: nn.Module,
     on_progress: OnProgress | None,
@@ -161,9 +215,11 @@ def _train_on_coresets(
             return compute()
         return TeacherStore().outputs(request.teacher_hash, images, compute)
 
+    coreset_config, num_epochs = effort
+    task = _task(config, request, epochs=config.training.local_epochs)
     return train_on_coresets(
-        config.coreset,
-        _task(config, request, epochs=config.training.local_epochs),
+        coreset_config,
+        replace(task, num_epochs=num_epochs),
         device.train,
         device.dataset,
         student=student,

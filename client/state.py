@@ -36,6 +36,7 @@ KEPT_TEACHERS = 8
 INPUTS = "inputs"
 CORESET = "coreset"
 RESIDUAL = "residual"
+PACE = "pace"
 
 
 class TeacherStore:
@@ -143,6 +144,16 @@ def save_coreset(records: RecordDict, coreset: Coreset) -> None:
     indices = Array.from_numpy_ndarray(coreset.indices.numpy())
     records[CORESET] = ArrayRecord({"indices": indices})
     records[CORESET + "-info"] = ConfigRecord({"epoch": coreset.epoch})
+
+
+def load_pace(records: RecordDict) -> Mapping[str, object]:
+    """How fast this device was in its last round; empty at first."""
+    return records.config_records.get(PACE, ConfigRecord())
+
+
+def save_pace(records: RecordDict, figures: Mapping[str, float]) -> None:
+    """Remember how fast this device was, for the rounds to come."""
+    records[PACE] = ConfigRecord(dict(figures))
 
 
 def load_residual(records: RecordDict) -> State:

@@ -159,6 +159,12 @@ class CoresetConfig(Section):
     """Share of the device's images that is kept (full ignores it)."""
     balanced: bool = setting(True)
     """The same share of every class, at least one image each; false: the best overall."""
+    adaptive: bool = setting(False)
+    """A device chooses its own share, so that it answers before the deadline."""
+    adaptive_floor: float = setting(0.01, above=0.0, maximum=1.0)
+    """Adaptive: smallest share, even if the device will be late with it."""
+    adaptive_cap: float = setting(1.0, above=0.0, maximum=1.0)
+    """Adaptive: largest share, however fast the device is."""
     interval: int = setting(5, minimum=1)
     """Epochs between two selections."""
     pool: float = setting(0.0, minimum=0.0)
@@ -175,6 +181,8 @@ class TrainingConfig(Section):
 
     local_epochs: int = setting(1, minimum=1, maximum=1000)
     """Epochs over the coreset in a round."""
+    partial_work: bool = setting(False)
+    """A device does fewer epochs, at least one, where all would make it late (FedProx)."""
     batch_size: int = setting(32, minimum=1, maximum=65536)
     """Images per step."""
     learning_rate: float = setting(0.02, above=0.0)
@@ -322,12 +330,24 @@ class Config:
                 f"coreset.pool = {self.coreset.pool}: expected 0 (all images) or at least 1 "
                 f"(a multiple of the coreset)"
             )
+        if self.coreset.adaptive_floor > self.coreset.adaptive_cap:
+            raise UserError(
+                f"coreset.adaptive-floor = {self.coreset.adaptive_floor}: expected at most "
+                f"coreset.adaptive-cap = {self.coreset.adaptive_cap}"
+            )
+        paced = "coreset.adaptive" if self.coreset.adaptive else "training.partial-work"
+        if self.fleet.name and not self.fleet.deadline and self._is_paced:
+            raise UserError(f"{paced} = true: expected fleet.deadline above 0 with fleet.name")
         is_float = self.quantization.weight_bits == FLOAT_BITS
         if is_float and self.federation.update_format == "codes":
             raise UserError(
                 "federation.update-format = 'codes': expected 'delta' or 'float32' with "
                 "quantization.weight-bits = 32 (a float model has no codes)"
             )
+
+    @property
+    def _is_paced(self) -> bool:
+        return self.coreset.adaptive or self.training.partial_work
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Scalar]) -> Config:

@@ -45,6 +45,7 @@ class LocalGrid(Grid):
         num_workers: Worker processes; 0: everything in this process, one device at a time.
         threads: Torch threads of a process while it runs the ClientApp.
         on_reply: Told about every reply while `send_and_receive` waits.
+        node_config: Partition id -> more of that node's config.
 
     Raises:
         ImportError, AttributeError, TypeError: if there is no ClientApp at ``client_app``.
@@ -59,6 +60,7 @@ class LocalGrid(Grid):
         num_workers: int,
         threads: int = 1,
         on_reply: ReplyListener | None = None,
+        node_config: Mapping[int, Mapping[str, bool | int | float | str]] | None = None,
     ) -> None:
         _identify_as_server()
         self._run = Run.create_empty(RUN_ID)
@@ -70,6 +72,7 @@ class LocalGrid(Grid):
             run_id=RUN_ID,
             threads=threads,
             state_folder=self._state_folder,
+            node_config=node_config or {},
         )
         try:
             self._pool: Pool = (

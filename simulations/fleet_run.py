@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from common.config import Config
 from common.datasets import load_dataset
+from common.devices import DeviceProfile, training_seconds
 from common.errors import UserError
 from server.app import run_federation
 from server.reporting import Reporter
@@ -21,48 +22,82 @@ from simulations.flops import count_flops
 from simulations.workload import Workload
 
 
-def run_on_fleet(
-    grid: Grid, fleet: DeviceFleet, config: Config, reporter: Reporter, run_folder: Path
-) -> dict[str, Any]:
-    """Run a federation on the devices of ``fleet``; returns its summary.
+class EmulatedRun:
+    """A run on the devices of ``fleet``.
 
     Args:
-        grid: runs the devices for real.
-        fleet: what hardware they are said to be.
+        fleet: what hardware the devices are said to be.
         config: of the run.
-        reporter: told what happens.
-        run_folder: where results go; new or empty.
 
     Raises:
-        UserError: for what a user can mend.
+        UserError: for bad data settings.
     """
-    data = config.data
-    images = load_dataset(data.dataset, data.root or None, data.image_size or None).train
-    channels, height, width = images.images.shape[1:]
-    flops = count_flops(
-        config.model,
-        config.quantization,
-        num_classes=images.num_classes,
-        image_shape=(channels, height, width),
-    )
-    clock = VirtualClock()
-    fleet_grid = FleetGrid(
-        grid,
-        Emulation(fleet, num_devices=data.num_devices, seed=config.run.seed),
-        config,
-        Workload(config=config, flops=flops),
-        num_classes=images.num_classes,
-        clock=clock,
-    )
-    summary = run_federation(
-        fleet_grid, config, reporter, run_folder, clock=clock, annotate=fleet_grid.annotate
-    )
-    class_names = [
-        fleet_grid.emulation.profile(partition_id).class_name
-        for partition_id in range(data.num_devices)
-    ]
-    try:
-        plot_run(run_folder, class_names, summary)
-    except UserError as error:
-        reporter.note(str(error))
-    return summary
+
+    def __init__(self, fleet: DeviceFleet, config: Config) -> None:
+        self.config = config
+        data = config.data
+        images = load_dataset(data.dataset, data.root or None, data.image_size or None).train
+        channels, height, width = images.images.shape[1:]
+        flops = count_flops(
+            config.model,
+            config.quantization,
+            num_classes=images.num_classes,
+            image_shape=(channels, height, width),
+        )
+        self.num_classes = images.num_classes
+        self.workload = Workload(config=config, flops=flops)
+        self.emulation = Emulation(fleet, num_devices=data.num_devices, seed=config.run.seed)
+
+    def node_config(self) -> dict[int, dict[str, float]]:
+        """Partition id -> what a device's operator would tell it about its pace."""
+        return {
+            partition_id: self._pace(self.emulation.profile(partition_id))
+            for partition_id in range(self.emulation.num_devices)
+        }
+
+    def run(self, grid: Grid, reporter: Reporter, run_folder: Path) -> dict[str, Any]:
+        """Run the federation; returns its summary.
+
+        Args:
+            grid: runs the devices for real.
+            reporter: told what happens.
+            run_folder: where results go; new or empty.
+
+        Raises:
+            UserError: for what a user can mend.
+        """
+        clock = VirtualClock()
+        fleet_grid = FleetGrid(
+            grid,
+            self.emulation,
+            self.config,
+            self.workload,
+            num_classes=self.num_classes,
+            clock=clock,
+        )
+        summary = run_federation(
+            fleet_grid,
+            self.config,
+            reporter,
+            run_folder,
+            clock=clock,
+            annotate=fleet_grid.annotate,
+        )
+        class_names = [
+            self.emulation.profile(partition_id).class_name
+            for partition_id in range(self.emulation.num_devices)
+        ]
+        try:
+            plot_run(run_folder, class_names, summary)
+        except UserError as error:
+            reporter.note(str(error))
+        return summary
+
+    def _pace(self, profile: DeviceProfile) -> dict[str, float]:
+        return {
+            "seconds-per-sample": training_seconds(profile, self.workload.training_step()),
+            "seconds-per-scored-sample": training_seconds(profile, self.workload.scoring()),
+            "downlink-mbits": profile.downlink_mbits,
+            "uplink-mbits": profile.uplink_mbits,
+            "latency-seconds": profile.latency_seconds,
+        }

@@ -69,6 +69,11 @@ def _run_locally(
     fleet: DeviceFleet | None,
 ) -> dict[str, Any]:
     config = scenario.config
+    emulated = None
+    if fleet is not None:
+        from simulations.fleet_run import EmulatedRun
+
+        emulated = EmulatedRun(fleet, config)
     with LocalGrid(
         client_app=CLIENT_APP,
         run_config=config.to_flat(),
@@ -76,12 +81,11 @@ def _run_locally(
         num_workers=min(num_workers, config.data.num_devices),
         threads=config.run.threads,
         on_reply=reporter.replied,
+        node_config=emulated.node_config() if emulated else None,
     ) as grid:
         # Imported now: it takes seconds, in which the workers do the same.
-        if fleet is not None:
-            from simulations.fleet_run import run_on_fleet
-
-            return run_on_fleet(grid, fleet, config, reporter, run_folder)
+        if emulated is not None:
+            return emulated.run(grid, reporter, run_folder)
         from server.app import run_federation
 
         return run_federation(grid, config, reporter, run_folder)

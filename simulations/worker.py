@@ -12,7 +12,7 @@ import pickle
 import threading
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection, parent_process
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class Fleet:
     """Torch threads of a process while it runs the ClientApp."""
     state_folder: Path
     """Where the nodes' states are kept between messages."""
+    node_config: Mapping[int, Mapping[str, bool | int | float | str]] = field(default_factory=dict)
+    """Partition id -> what that device's operator says about it."""
 
     def load(self) -> ClientApp:
         """The ClientApp that every node runs.
@@ -83,6 +85,7 @@ def run_message(app: ClientApp, fleet: Fleet, request: bytes) -> bytes:
         node_config={
             PARTITION_ID_KEY: node_id - FIRST_NODE_ID,
             NUM_PARTITIONS_KEY: fleet.num_nodes,
+            **fleet.node_config.get(node_id - FIRST_NODE_ID, {}),
         },
         state=pickle.loads(kept) if kept else RecordDict(),
         run_config=dict(fleet.run_config),

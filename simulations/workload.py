@@ -47,12 +47,14 @@ class Workload:
             return self._calibration(num_samples)
         if stage is Stage.FLOAT:
             return self.config.warmup.local_epochs * num_samples * self.flops.float_training
-        coreset = self.config.coreset
+        coreset, training = self.config.coreset, self.config.training
+        fraction = coreset.adaptive_floor if coreset.adaptive else coreset.fraction
+        num_epochs = 1 if training.partial_work else training.local_epochs
         size: float = num_samples
         if coreset.selection != "full":
             slack = num_classes / 2 if coreset.balanced else 0.5
-            size = max(min(1.0, num_samples), coreset.fraction * num_samples - slack)
-        return self.config.training.local_epochs * size * self.training_step()
+            size = max(min(1.0, num_samples), fraction * num_samples - slack)
+        return num_epochs * size * self.training_step()
 
     def training_step(self) -> float:
         """Operations of a quantization-aware step on one image, the teacher's pass included."""

@@ -1,0 +1,141 @@
+"""Deadline-aware coresets: as many images as a device can train on and still answer in time.
+
+A device knows its own speed, from its operator or from its last round, and the deadline from the
+run config. Instead of being dropped, a slow device trains on a smaller coreset; a quick one takes
+more images than the common share. The other answer to slow devices, FedProx's partial work
+(Li et al., MLSys 2020), keeps the images and does fewer epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.config import FLOAT_BITS, Config
+from common.errors import UserError
+
+MARGIN = 0.05
+"""Part of the deadline that is left unused: transfers and speeds are estimates."""
+
+UPDATE_OVERHEAD = 1.25
+"""An update's bytes over those of its packed values alone: steps, statistics, names."""
+
+BITS_PER_BYTE = 8
+BITS_PER_MBIT = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast a device is, in the seconds that its deadline is in."""
+
+    seconds_per_sample: float
+    """Of training on one image once, the teacher's pass included."""
+    seconds_per_scored_sample: float = 0.0
+    """Of running one model on one image for a selection."""
+    downlink_mbits: float = 0.0
+    """0: transfers are not counted."""
+    uplink_mbits: float = 0.0
+    latency_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the figures.
+
+        Raises:
+            UserError: naming the key of the node config, the value and what is allowed.
+        """
+        for name, value in vars(self).items():
+            at_least = "> 0" if name == "seconds_per_sample" else ">= 0"
+            if not (value > 0 if name == "seconds_per_sample" else value >= 0):
+                key = name.replace("_", "-")
+                raise UserError(f"node config {key} = {value}: expected a number, {at_least}")
+
+    @classmethod
+    def from_figures(cls, figures: Mapping[str, object]) -> Pace | None:
+        """The pace under its names as keys (``seconds-per-sample``); None where it is not there."""
+        values = {name: figures.get(name.replace("_", "-")) for name in cls.__dataclass_fields__}
+        numbers = {
+            name: float(value) for name, value in values.items() if isinstance(value, int | float)
+        }
+        return cls(**numbers) if "seconds_per_sample" in numbers else None
+
+    def transfer_seconds(self, download_bytes: float, upload_bytes: float) -> float:
+        """Of the request and the reply."""
+        if not self.downlink_mbits or not self.uplink_mbits:
+            return 0.0
+        seconds_per_byte_down = BITS_PER_BYTE / (self.downlink_mbits * BITS_PER_MBIT)
+        seconds_per_byte_up = BITS_PER_BYTE / (self.uplink_mbits * BITS_PER_MBIT)
+        return (
+            2 * self.latency_seconds
+            + download_bytes * seconds_per_byte_down
+            + upload_bytes * seconds_per_byte_up
+        )
+
+
+def round_deadline(config: Config) -> float:
+    """Seconds that a device has: the fleet's deadline, else the time that the server waits."""
+    return config.fleet.deadline or config.federation.round_timeout
+
+
+def update_bytes(config: Config, model_bytes: int) -> float:
+    """About how large an update will be, from the size of the model that came."""
+    federation = config.federation
+    down_bits = {"float32": 32, "float16": 16, "int8": 8}[federation.downlink_format]
+    up_bits = {
+        "codes": config.quantization.weight_bits,
+        "delta": federation.delta_bits,
+        "float32": FLOAT_BITS,
+    }[federation.update_format]
+    return UPDATE_OVERHEAD * model_bytes * up_bits / down_bits
+
+
+def seconds_to_compute(
+    config: Config, pace: Pace, *, model_bytes: int, teacher_bytes: int
+) -> float:
+    """What the deadline leaves for selecting and training, less a margin."""
+    transfers = pace.transfer_seconds(
+        model_bytes + teacher_bytes, update_bytes(config, model_bytes)
+    )
+    return round_deadline(config) * (1 - MARGIN) - transfers
+
+
+def fitting_fraction(
+    config: Config,
+    pace: Pace,
+    *,
+    seconds: float,
+    num_samples: int,
+    num_classes: int,
+    is_first: bool,
+) -> float:
+    """The share of its images that a device can select and train on in ``seconds``.
+
+    A round with a selection is what must fit. All images are scored by the student, and once by
+    the teacher, or, with a pool of p coresets, p times the coreset by both.
+
+    Args:
+        config: of the run: floor and cap, epochs, pool.
+        pace: the device's.
+        seconds: of :func:`seconds_to_compute`.
+        num_samples: training images of the device.
+        num_classes: of the data set.
+        is_first: whether the teacher's outputs are still to be computed.
+
+    Returns:
+        At least coreset.adaptive-floor, at most coreset.adaptive-cap.
+    """
+    coreset = config.coreset
+    per_image = config.training.local_epochs * pace.seconds_per_sample
+    if coreset.pool > 0:
+        per_image += coreset.pool * 2 * pace.seconds_per_scored_sample
+    else:
+        num_models = 2 if is_first else 1
+        seconds -= num_models * num_samples * pace.seconds_per_scored_sample
+    # A balanced coreset rounds every class, to at least one image: up by less than one.
+    size = seconds / per_image - (num_classes if coreset.balanced else 0.5)
+    return min(coreset.adaptive_cap, max(coreset.adaptive_floor, size / num_samples))
+
+
+def fitting_epochs(pace: Pace, *, seconds: float, coreset_size: float, num_epochs: int) -> int:
+    """FedProx's partial work: as many of ``num_epochs`` epochs as fit, at least one."""
+    per_epoch = max(1.0, coreset_size) * pace.seconds_per_sample
+    return max(1, min(num_epochs, int(seconds / per_epoch)))

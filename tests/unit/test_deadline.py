@@ -1,0 +1,147 @@
+"""Tests of client.deadline."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.coreset import balance_groups, group_quotas
+from client.deadline import (
+    Pace,
+    fitting_epochs,
+    fitting_fraction,
+    round_deadline,
+    seconds_to_compute,
+    update_bytes,
+)
+from common.config import Config
+from common.errors import UserError
+
+PACE = Pace(seconds_per_sample=0.1, seconds_per_scored_sample=0.02)
+
+
+def make_config(**settings: bool | float | str) -> Config:
+    keys = {name.replace("__", ".").replace("_", "-"): value for name, value in settings.items()}
+    defaults: dict[str, bool | float | str] = {
+        "coreset.adaptive": True,
+        "coreset.balanced": False,
+        "fleet.deadline": 100.0,
+        "training.local-epochs": 2,
+    }
+    return Config.from_flat({**defaults, **keys})
+
+
+def fraction(
+    config: Config, *, seconds: float, is_first: bool = False, samples: int = 1000
+) -> float:
+    return fitting_fraction(
+        config,
+        PACE,
+        seconds=seconds,
+        num_samples=samples,
+        num_classes=10,
+        is_first=is_first,
+    )
+
+
+class TestFraction:
+    def test_all_images_are_scored(self) -> None:
+        """1000 images scored at 0.02 s leave 75 of 95 s; two epochs at 0.1 s an image: 375 images,
+        half an image less for rounding."""
+        assert fraction(make_config(), seconds=95.0) == pytest.approx(0.3745)
+
+    def test_the_teacher_scores_once(self) -> None:
+        """40 s of scoring leave 55: 275 images."""
+        assert fraction(make_config(), seconds=95.0, is_first=True) == pytest.approx(0.2745)
+
+    def test_a_pool_costs_in_proportion(self) -> None:
+        """An image costs 0.2 s of training and 3 x 2 x 0.02 s of scoring: 95 / 0.32 = 296.875."""
+        config = make_config(coreset__pool=3.0)
+        assert fraction(config, seconds=95.0) == pytest.approx(0.296375)
+
+    def test_a_balanced_coreset_leaves_room_for_rounding(self) -> None:
+        """375 images less one of each of ten classes."""
+        assert fraction(make_config(coreset__balanced=True), seconds=95.0) == pytest.approx(0.365)
+
+    def test_floor_and_cap(self) -> None:
+        config = make_config(coreset__adaptive_floor=0.05, coreset__adaptive_cap=0.5)
+        assert fraction(config, seconds=-3.0) == 0.05
+        assert fraction(config, seconds=1e6) == 0.5
+
+    @given(
+        counts=st.lists(st.integers(0, 300), min_size=10, max_size=10).filter(any),
+        seconds=st.floats(0.0, 500.0),
+        is_balanced=st.booleans(),
+    )
+    def test_what_is_chosen_fits(
+        self, counts: list[int], seconds: float, is_balanced: bool
+    ) -> None:
+        """Above the floor, selecting and two epochs take no longer than there is time for."""
+        config = make_config(coreset__balanced=is_balanced)
+        labels = torch.arange(10).repeat_interleave(torch.tensor(counts))
+        share = fraction(config, seconds=seconds, samples=len(labels))
+        groups = balance_groups(labels, balanced=is_balanced)
+        size = int(torch.minimum(group_quotas(groups, share), groups.bincount()).sum())
+        if share > config.coreset.adaptive_floor:
+            assert len(labels) * 0.02 + 2 * size * 0.1 <= seconds + 1e-9
+
+
+class TestTime:
+    def test_transfers_and_margin_are_taken_off(self) -> None:
+        """95 of 100 s; 1e6 + 2e6 bytes down at 10^6 a second, 1e6 x 1.25 x 4 / 32 up at 10^5:
+        3 + 1.5625 s; twice 0.5 s of latency."""
+        pace = Pace(
+            seconds_per_sample=0.1,
+            downlink_mbits=8.0,
+            uplink_mbits=0.8,
+            latency_seconds=0.5,
+        )
+        left = seconds_to_compute(
+            make_config(), pace, model_bytes=1_000_000, teacher_bytes=2_000_000
+        )
+        assert left == pytest.approx(95.0 - 3.0 - 1.5625 - 1.0)
+
+    def test_transfers_that_are_not_known_are_not_counted(self) -> None:
+        left = seconds_to_compute(make_config(), PACE, model_bytes=10**9, teacher_bytes=0)
+        assert left == pytest.approx(95.0)
+
+    def test_without_a_deadline_the_servers_patience_counts(self) -> None:
+        assert round_deadline(Config()) == Config().federation.round_timeout
+
+    @pytest.mark.parametrize(
+        ("update_format", "bits"), [("codes", 2), ("delta", 4), ("float32", 32)]
+    )
+    def test_bytes_of_an_update(self, update_format: str, bits: int) -> None:
+        """Of a float16 model of 1600 bytes: 1600 x bits / 16 and a quarter more."""
+        config = make_config(
+            federation__update_format=update_format, federation__downlink_format="float16"
+        )
+        assert update_bytes(config, 1600) == pytest.approx(125.0 * bits)
+
+
+class TestPartialWork:
+    @pytest.mark.parametrize(("seconds", "epochs"), [(-1.0, 1), (9.9, 1), (20.1, 2), (99.0, 5)])
+    def test_epochs_that_fit(self, seconds: float, epochs: int) -> None:
+        """An epoch over 100 images takes 10 s; five are asked for."""
+        assert fitting_epochs(PACE, seconds=seconds, coreset_size=100, num_epochs=5) == epochs
+
+
+class TestPace:
+    def test_from_a_node_config(self) -> None:
+        figures = {"partition-id": 3, "seconds-per-sample": 0.5, "uplink-mbits": 2}
+        assert Pace.from_figures(figures) == Pace(seconds_per_sample=0.5, uplink_mbits=2.0)
+        assert Pace.from_figures({"partition-id": 3}) is None
+
+    def test_bad_figures_are_named(self) -> None:
+        with pytest.raises(UserError, match=r"node config seconds-per-sample = 0.0: expected"):
+            Pace.from_figures({"seconds-per-sample": 0})
+
+
+class TestSettings:
+    def test_an_emulated_fleet_needs_a_deadline(self) -> None:
+        with pytest.raises(UserError, match=r"coreset.adaptive = true: expected fleet.deadline"):
+            make_config(fleet__name="pi-lab", fleet__deadline=0.0)
+
+    def test_floor_and_cap_in_order(self) -> None:
+        with pytest.raises(UserError, match=r"adaptive-floor = 0.5: expected at most"):
+            make_config(coreset__adaptive_floor=0.5, coreset__adaptive_cap=0.2)
