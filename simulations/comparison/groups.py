@@ -84,27 +84,58 @@ def compare_runs(records: Sequence[RunRecord]) -> Comparison:
     keys = dict.fromkeys(key for compared in settings for key in compared)
     varying = [key for key in keys if len({_identity(each.get(key)) for each in settings}) > 1]
     is_named = all(record.name for record in records)
+    labels = label_groups(settings, varying)
     groups = [
         Group(
-            label=runs[0].name if is_named else describe_settings(compared, varying),
+            label=runs[0].name if is_named else label,
             settings={key: compared[key] for key in varying if key in compared},
             runs=sorted(runs, key=lambda run: int(run.seed)),
         )
-        for compared, runs in zip(settings, by_settings.values(), strict=True)
+        for compared, runs, label in zip(settings, by_settings.values(), labels, strict=True)
     ]
     shared = {key: settings[0][key] for key in keys if key not in varying}
     return Comparison(groups=groups, varying=varying, shared=shared, is_named=is_named)
+
+
+def label_groups(settings: Sequence[Mapping[str, Scalar]], keys: Sequence[str]) -> list[str]:
+    """``quarc``, ``random``, ``quarc, weight-bits 4``: short, and different from each other.
+
+    A value that more than half of the groups have goes without saying, but for the setting that
+    has the most values: that one is always named.
+
+    Args:
+        settings: of each group.
+        keys: of the settings that vary.
+    """
+    values = {key: Counter(_identity(each.get(key)) for each in settings) for key in keys}
+    main = max(keys, key=lambda key: len(values[key]), default=None)
+    usual = {
+        key: value
+        for key, counts in values.items()
+        for value, count in counts.most_common(1)
+        if key != main and 2 * count > len(settings)
+    }
+    named = [key for key in keys if key not in usual]
+    labels = []
+    for each in settings:
+        others = [key for key in usual if _identity(each.get(key)) != usual[key]]
+        parts = [describe_settings(each, named)]
+        parts += [f"{name} {_shown(each, key)}" for key, name in short_names(others).items()]
+        labels.append(", ".join(parts))
+    return labels
 
 
 def describe_settings(settings: Mapping[str, Scalar], keys: Sequence[str]) -> str:
     """``selection quarc, fraction 0.1``; of one key only its value, of none "all runs"."""
     if not keys:
         return "all runs"
-    shown = {key: format_value(settings[key]) for key in keys if key in settings}
     if len(keys) == 1:
-        return next(iter(shown.values()), "not set")
-    names = short_names(keys)
-    return ", ".join(f"{names[key]} {value}" for key, value in shown.items())
+        return _shown(settings, keys[0])
+    return ", ".join(f"{name} {_shown(settings, key)}" for key, name in short_names(keys).items())
+
+
+def _shown(settings: Mapping[str, Scalar], key: str) -> str:
+    return format_value(settings[key]) if key in settings else "not set"
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -25,6 +25,8 @@ SERIES = tuple(f"#0101{index + 16:02x}" for index in range(NUM_COLOURS))
 """Stand for --ink, --grid and --series-0 ... --series-7."""
 LINES = ("-", "--", ":", "-.")
 """The ninth series has the first colour again, but another line."""
+MOST_CHARACTERS = 32
+"""Of a label beside a picture."""
 WIDTH = 5.6
 """Inches; 72 units of the SVG each."""
 
@@ -116,7 +118,7 @@ def _draw_dots(axes: Any, comparison: Comparison) -> None:
             axes.errorbar(
                 spread.mean, row, xerr=spread.std, fmt="|", color=colour, capsize=4, markersize=13
             )
-    axes.set_yticks(rows, [group.label for group in comparison.groups])
+    axes.set_yticks(rows, [_cut(group.label) for group in comparison.groups])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=True, axis="x")
     axes.set_xlabel("Top-1 after the last round, %")
@@ -162,10 +164,18 @@ def _draw_cost(axes: Any, comparison: Comparison) -> None:
             markersize=6,
         )
     _finish(axes, "seconds of selection and training, all devices")
-    if axes.get_xlim()[0] > 0:
-        low, high = axes.get_xlim()
-        if high > 5 * low:
-            axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if low > 0 and high > 5 * low:
+        ticker = import_extra("matplotlib.ticker", needed_for=NEEDED_FOR)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _cut(label: str) -> str:
+    """Room for the figures is left beside it; the legend has all of it."""
+    return label if len(label) <= MOST_CHARACTERS else f"{label[: MOST_CHARACTERS - 1]}\u2026"
 
 
 def _finish(axes: Any, label: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.extras import import_extra
-from simulations.planner.rounds import PlannedRound
+from simulations.planner.planned_round import PlannedRound
 from simulations.planner.summary import JOULES_PER_KWH
 
 NEEDED_FOR = "the picture of a plan"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from client.coreset import STUDENT_FREE
 from client.selection import needs_teacher_outputs
 from common.config import Config
-from common.devices import BITS_PER_BYTE, DeviceProfile, task_cost, task_joules
+from common.devices import DeviceProfile, task_cost, task_joules
 from common.errors import UserError
 from common.messages import Stage
 from common.seeding import numpy_generator
@@ -26,6 +25,7 @@ from server.registry import POLL_SECONDS
 from server.strategy import required_replies
 from simulations.emulation import Attempt, Emulation, require_possible
 from simulations.planner.payload import MessageSizes
+from simulations.planner.planned_round import PlannedRound
 from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED, settle_arrays
 from simulations.planner.traffic import LoadCurve
 from simulations.workload import Workload
@@ -35,48 +35,6 @@ Floats = NDArray[np.float64]
 array_cost: Any = task_cost
 """The arithmetic of one task's cost holds for arrays of tasks."""
 array_joules: Any = task_joules
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedRound:
-    """The figures of one round."""
-
-    round: int
-    """From 1."""
-    virtual_start_seconds: float
-    """When the server began to look for devices."""
-    virtual_waited_seconds: float
-    """Until enough of them were there."""
-    virtual_seconds: float
-    """Of the round itself."""
-    num_available: int
-    num_asked: int
-    num_trained: int
-    num_late: int
-    num_surplus: int
-    num_failed: int
-    is_skipped: bool
-    """Whether too few replies came for a new model."""
-    download_bytes: float
-    """That left the server, those to devices that broke off or were too slow included."""
-    upload_bytes: float
-    """That reached the server."""
-    egress_peak_gbits: float
-    """Gbit/s."""
-    ingress_peak_gbits: float
-    """Gbit/s."""
-    joules: float
-    """Of all devices that were asked."""
-
-    @property
-    def egress_gbits(self) -> float:
-        """Mean over the round, Gbit/s."""
-        return _gbits(self.download_bytes, self.virtual_seconds)
-
-    @property
-    def ingress_gbits(self) -> float:
-        """Mean over the round, Gbit/s."""
-        return _gbits(self.upload_bytes, self.virtual_seconds)
 
 
 class FleetPlan:
@@ -322,7 +280,3 @@ class FleetPlan:
         }
         flops: Floats = self.workload.of_reply(Stage.QUANTIZED, metrics, num_samples)  # type: ignore[arg-type, assignment]
         return flops
-
-
-def _gbits(num_bytes: float, seconds: float) -> float:
-    return num_bytes * BITS_PER_BYTE / seconds / 1e9 if seconds else 0.0

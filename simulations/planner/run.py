@@ -20,8 +20,9 @@ from simulations.flops import count_flops
 from simulations.paper.results import write_atomically
 from simulations.paper.table import TextTable
 from simulations.planner.payload import known_inputs, measure_messages
+from simulations.planner.planned_round import PlannedRound
 from simulations.planner.plot import to_png
-from simulations.planner.rounds import FleetPlan, PlannedRound
+from simulations.planner.rounds import FleetPlan
 from simulations.planner.summary import classes_table, rounds_table, to_csv, totals
 from simulations.scenario import load_scenario
 from simulations.workload import Workload

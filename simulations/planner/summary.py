@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from simulations.paper.table import TextTable
-from simulations.planner.rounds import FleetPlan, PlannedRound
+from simulations.planner.planned_round import PlannedRound
+from simulations.planner.rounds import FleetPlan
 from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED
 
 JOULES_PER_KWH = 3.6e6

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.config import Config
 from common.errors import UserError
@@ -12,6 +14,7 @@ from simulations.comparison.groups import (
     compare_runs,
     describe_settings,
     format_value,
+    label_groups,
     not_default,
     short_names,
 )
@@ -124,6 +127,46 @@ def test_labels_say_what_differs() -> None:
     assert describe_settings(settings, keys[1:]) == "fraction 1, loss kd"
     assert describe_settings(settings, []) == "all runs"
     assert describe_settings(settings, keys[:1]) == "0.1"
+
+
+def test_what_most_groups_have_goes_without_saying() -> None:
+    """Of selection three values, so it is always named; two of three have the same bits."""
+    keys = ["quantization.weight-bits", "coreset.selection"]
+    rows: list[dict[str, Scalar]] = [
+        {keys[0]: 2, keys[1]: "quarc"},
+        {keys[0]: 4, keys[1]: "res"},
+        {keys[0]: 2, keys[1]: "random"},
+    ]
+    assert label_groups(rows, keys) == ["quarc", "res, weight-bits 4", "random"]
+    assert label_groups(rows[:1], []) == ["all runs"]
+
+
+def test_labels_of_a_grid_name_both_settings() -> None:
+    keys = ["coreset.selection", "coreset.fraction"]
+    rows: list[dict[str, Scalar]] = [
+        {keys[0]: selection, keys[1]: fraction}
+        for selection in ("res", "full")
+        for fraction in (0.1, 0.5)
+    ]
+    assert label_groups(rows, keys)[:2] == [
+        "selection res, fraction 0.1",
+        "selection res, fraction 0.5",
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(["a", "b"]), st.booleans()),
+        min_size=1,
+        max_size=12,
+        unique=True,
+    )
+)
+def test_labels_differ_where_settings_do(values: list[tuple[int, str, bool]]) -> None:
+    keys = ["x.n", "y.n", "z.flag"]
+    rows: list[dict[str, Scalar]] = [dict(zip(keys, each, strict=True)) for each in values]
+    varying = [key for key in keys if len({row[key] for row in rows}) > 1]
+    assert len(set(label_groups(rows, varying))) == len(rows)
 
 
 def test_values_are_shown_as_a_scenario_has_them() -> None:

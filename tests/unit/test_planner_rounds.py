@@ -16,7 +16,8 @@ from simulations.emulation import Attempt, Emulation, Fate, doomed, settle
 from simulations.fleet import DeviceFleet, FleetClass
 from simulations.flops import ModelFlops
 from simulations.planner.payload import MessageSizes
-from simulations.planner.rounds import FleetPlan, PlannedRound
+from simulations.planner.planned_round import PlannedRound
+from simulations.planner.rounds import FleetPlan
 from simulations.workload import Workload
 
 FLOPS = ModelFlops(
