@@ -1,0 +1,133 @@
+"""``python -m client``: take part in a federation with this device.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m client", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="start this device's SuperNode")
+    _add_place(run, required=True)
+    run.add_argument("--partition-id", type=int, help="who this device is (default: from its key)")
+    run.add_argument("--threads", type=int, default=0, help="default: as the run says")
+    run.add_argument(
+        "--max-temperature",
+        type=float,
+        default=0.0,
+        metavar="CELSIUS",
+        help="training pauses above",
+    )
+    run.add_argument(
+        "--min-battery", type=float, default=0.0, metavar="PERCENT", help="training pauses below"
+    )
+    run.set_defaults(command=_run)
+
+    doctor = commands.add_parser("doctor", help="check this device and say how to mend it")
+    _add_place(doctor, required=False)
+    doctor.set_defaults(command=_doctor)
+
+    measure = commands.add_parser(
+        "measure", help="time and memory of training here, as a class for the fleet emulator"
+    )
+    measure.add_argument("--name", default="this-device", help="name of the class")
+    measure.add_argument("--model", default="resnet20")
+    measure.add_argument("--images", type=int, default=5000, help="on the device (default: 5000)")
+    measure.add_argument("--image-size", type=int, default=32, help="side in pixels (default: 32)")
+    measure.add_argument("--batch-size", type=int, default=32)
+    measure.add_argument("--threads", type=int, default=1)
+    measure.add_argument(
+        "--max-memory", metavar="SIZE", help="look for the largest batch that fits, as 512M"
+    )
+    measure.add_argument("--superlink", default="", metavar="HOST:PORT", help="measure latency to")
+    measure.add_argument("--ca", type=Path, help="certificate of the server's CA")
+    measure.set_defaults(command=_measure)
+    return parser
+
+
+def _add_place(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--superlink", required=required, default="", metavar="HOST:PORT")
+    parser.add_argument("--data", type=Path, required=required, help="folder CLASS/*.jpg")
+    parser.add_argument("--key", type=Path, required=required, help="this device's private key")
+    parser.add_argument("--ca", type=Path, required=required, help="certificate of the server's CA")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from client.launch import Launch, run_supernode
+
+    run_supernode(
+        Launch(
+            superlink=options.superlink,
+            data=options.data,
+            key=options.key,
+            ca=options.ca,
+            partition_id=options.partition_id,
+            threads=options.threads,
+            max_temperature=options.max_temperature,
+            min_battery=options.min_battery,
+        )
+    )
+    raise AssertionError("the process has become the SuperNode")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from client.doctor import Subject, examine
+
+    table = Table("check", "", "what was found", "how to mend it")
+    failures = 0
+    subject = Subject(
+        superlink=options.superlink, data=options.data, key=options.key, ca=options.ca
+    )
+    for finding in examine(subject):
+        failures += not finding.passed
+        table.add_row(
+            finding.name,
+            "[green]passed[/]" if finding.passed else "[red]failed[/]",
+            escape(finding.detail),
+            "" if finding.passed else escape(finding.remedy),
+        )
+    Console().print(table)
+    return 1 if failures else 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from client.measure import measure_device, to_yaml
+    from client.memory import parse_size
+    from client.workload import Workload
+
+    workload = Workload(
+        model=options.model,
+        num_images=options.images,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        threads=options.threads,
+    )
+    limit = parse_size(options.max_memory) if options.max_memory else 0
+    report = measure_device(workload, limit, options.superlink, options.ca)
+    sys.stdout.write(to_yaml(options.name, workload, report))
+    return 0

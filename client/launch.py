@@ -1,0 +1,139 @@
+"""Starting a SuperNode: this device's settings -> Flower's command line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.node import MAX_PARTITION_ID
+from common.errors import UserError
+
+_ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]_-]+:[0-9]{1,5}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a device takes part with."""
+
+    superlink: str
+    """HOST:PORT."""
+    data: Path
+    key: Path
+    """The device's private key; its public one is beside it, with .pub."""
+    ca: Path
+    partition_id: int | None = None
+    """None: a number made from the public key."""
+    threads: int = 0
+    max_temperature: float = 0.0
+    min_battery: float = 0.0
+
+
+def check_launch(launch: Launch) -> None:
+    """Check what would fail later and less clearly.
+
+    Raises:
+        UserError: naming the first thing that is wrong.
+    """
+    parse_address(launch.superlink)
+    if not launch.data.is_dir():
+        raise UserError(f"--data {launch.data}: there is no such folder")
+    for option, path in (("--key", launch.key), ("--ca", launch.ca)):
+        if not path.is_file():
+            raise UserError(f"{option} {path}: there is no such file")
+    mode = launch.key.stat().st_mode & 0o077
+    if mode:
+        raise UserError(f"--key {launch.key} is readable by others: chmod 600 {launch.key}")
+    if "'" in str(launch.data.resolve()) or '"' in str(launch.data.resolve()):
+        raise UserError(
+            f"--data {launch.data}: the path has a quotation mark, which Flower refuses"
+        )
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """(host, port) of HOST:PORT.
+
+    Raises:
+        UserError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not _ADDRESS.fullmatch(address) or not 0 < int(port) < 65536:
+        raise UserError(f"--superlink {address!r}: expected HOST:PORT, as fleet.example.org:9443")
+    return host.strip("[]"), int(port)
+
+
+def supernode_command(launch: Launch) -> list[str]:
+    """The command that starts the SuperNode; TLS and authentication are always on."""
+    node_config: dict[str, int | float | str] = {
+        "partition-id": (
+            partition_id_of(launch.key) if launch.partition_id is None else launch.partition_id
+        ),
+        "data-dir": str(launch.data.resolve()),
+    }
+    for key, value in (
+        ("threads", launch.threads),
+        ("max-temperature", launch.max_temperature),
+        ("min-battery", launch.min_battery),
+    ):
+        if value:
+            node_config[key] = value
+    return [
+        _supernode(),
+        "--superlink",
+        launch.superlink,
+        "--root-certificates",
+        str(launch.ca),
+        "--auth-supernode-private-key",
+        str(launch.key),
+        "--node-config",
+        " ".join(
+            f"{key}='{value}'" if isinstance(value, str) else f"{key}={value}"
+            for key, value in node_config.items()
+        ),
+    ]
+
+
+def run_supernode(launch: Launch) -> None:
+    """Become the SuperNode: signals reach it, and its exit code is this process's.
+
+    Raises:
+        UserError: if something that it needs is missing.
+    """
+    check_launch(launch)
+    command = supernode_command(launch)
+    environment = {
+        # Measured: without it the memory of idle threads' arenas stays with the process.
+        "MALLOC_ARENA_MAX": "2",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        **os.environ,
+    }
+    if launch.threads:
+        environment["OMP_NUM_THREADS"] = str(launch.threads)
+    os.execve(command[0], command, environment)
+
+
+def partition_id_of(key: Path) -> int:
+    """A number that belongs to a device for as long as it has its key.
+
+    Raises:
+        UserError: if there is no public key beside the private one.
+    """
+    for public in (key.with_suffix(".pub"), Path(f"{key}.pub")):
+        if public.is_file():
+            # Type and key; the comment after them may change.
+            fields = public.read_bytes().split()[:2]
+            digest = hashlib.blake2b(b" ".join(fields), digest_size=8).digest()
+            return int.from_bytes(digest, "big") & MAX_PARTITION_ID
+    raise UserError(f"{key.with_suffix('.pub')} is not there: copy it, or give --partition-id")
+
+
+def _supernode() -> str:
+    beside = Path(sys.executable).with_name("flower-supernode")
+    found = str(beside) if beside.is_file() else shutil.which("flower-supernode")
+    if not found:
+        raise UserError("flower-supernode is not installed: pip install fedquarc")
+    return found

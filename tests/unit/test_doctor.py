@@ -1,0 +1,212 @@
+"""``python -m client``: checks of a device, starting its SuperNode, sizes, the largest batch."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from flwr.common.config import parse_config_args
+
+from client.cli import main
+from client.doctor import Finding, Subject, examine
+from client.launch import Launch, check_launch, parse_address, partition_id_of, supernode_command
+from client.measure import largest_fitting
+from client.memory import available_bytes, parse_size, peak_bytes, resident_bytes
+from client.node import NodeSettings
+from client.workload import forward_flops
+from common.errors import UserError
+from server.keys import KeyFolder, create_fleet_keys
+from tests.unit.image_files import write_tree
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> KeyFolder:
+    folder = KeyFolder(root=tmp_path_factory.mktemp("fleet") / "secrets")
+    create_fleet_keys(folder, ["127.0.0.1"], ["pi-1", "pi-2"])
+    return folder
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """What a SuperLink answers to /health."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def superlink(keys: KeyFolder) -> Iterator[str]:
+    """HOST:PORT of a server with the fleet's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.root / "server.crt", keys.root / "server.key")
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def findings(**subject: object) -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine(Subject(**subject))}  # type: ignore[arg-type]
+
+
+def test_a_healthy_device(keys: KeyFolder, superlink: str, tmp_path: Path) -> None:
+    write_tree(tmp_path, ["ant", "bee"], images=2)
+    found = findings(
+        superlink=superlink,
+        data=tmp_path,
+        key=keys.device_key("pi-1"),
+        ca=keys.root / "ca.crt",
+    )
+    for name in ("Python", "PyTorch", "Clock", "Images", "Unreadable images", "Key"):
+        assert found[name].passed, found[name]
+    assert found["CA certificate"].passed, found["CA certificate"]
+    assert found["SuperLink"].passed, found["SuperLink"]
+    assert found["Images"].detail == "4 in 2: ant 2, bee 2"
+
+
+def test_what_is_wrong_is_named_with_what_to_do(keys: KeyFolder, tmp_path: Path) -> None:
+    write_tree(tmp_path / "data", ["ant"], images=2)
+    (tmp_path / "data/ant/broken.png").write_bytes(b"no image")
+    key = tmp_path / "readable.key"
+    key.write_bytes(keys.device_key("pi-1").read_bytes())
+    key.chmod(0o644)
+    (tmp_path / "ca.crt").write_text("no certificate")
+    found = findings(data=tmp_path / "data", key=key, ca=tmp_path / "ca.crt")
+    failed = {name for name, finding in found.items() if not finding.passed}
+    assert failed >= {"Unreadable images", "Key", "CA certificate"}
+    assert found["Unreadable images"].detail == "1: ant/broken.png"
+    assert found["Key"].remedy == f"chmod 600 {key}"
+    assert all(finding.remedy for finding in found.values() if not finding.passed)
+
+
+def test_a_server_of_another_ca_is_not_trusted(superlink: str, tmp_path: Path) -> None:
+    other = KeyFolder(root=tmp_path / "other")
+    create_fleet_keys(other, ["127.0.0.1"], [])
+    found = findings(superlink=superlink, ca=other.root / "ca.crt")
+    assert not found["SuperLink"].passed
+    assert "verify failed" in found["SuperLink"].detail or found["SuperLink"].remedy
+
+
+def test_a_server_that_is_not_there(keys: KeyFolder) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        found = findings(superlink=f"127.0.0.1:{port}", ca=keys.root / "ca.crt")
+    assert not found["SuperLink"].passed
+
+
+def test_the_doctors_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--data", str(tmp_path / "missing")]) == 1
+    assert "failed" in capsys.readouterr().out
+
+
+def launch(keys: KeyFolder, data: Path, **changes: object) -> Launch:
+    values = {
+        "superlink": "fleet.example.org:9443",
+        "data": data,
+        "key": keys.device_key("pi-1"),
+        "ca": keys.root / "ca.crt",
+        **changes,
+    }
+    return Launch(**values)  # type: ignore[arg-type]
+
+
+def test_flower_understands_the_command(keys: KeyFolder, tmp_path: Path) -> None:
+    """The node config survives Flower's own parser, a blank in the path included."""
+    data = tmp_path / "my images"
+    data.mkdir()
+    settings = launch(keys, data, partition_id=7, threads=4, max_temperature=75.0)
+    check_launch(settings)
+    command = supernode_command(settings)
+    assert "--insecure" not in command
+    assert command[command.index("--superlink") + 1] == "fleet.example.org:9443"
+    assert command[command.index("--root-certificates") + 1] == str(keys.root / "ca.crt")
+    node_config = parse_config_args([command[command.index("--node-config") + 1]])
+    assert NodeSettings.from_node_config(node_config, 1) == NodeSettings(
+        partition_id=7, data_dir=str(data.resolve()), threads=4, max_temperature=75.0
+    )
+
+
+def test_a_device_is_known_by_its_key(keys: KeyFolder) -> None:
+    first, second = keys.device_key("pi-1"), keys.device_key("pi-2")
+    assert partition_id_of(first) == partition_id_of(first) != partition_id_of(second)
+    assert 0 <= partition_id_of(first) < 2**31
+
+
+@pytest.mark.parametrize("address", ["fleet", "fleet:", "fleet:x", "fleet:70000", "a b:1", ""])
+def test_an_address_is_host_and_port(address: str) -> None:
+    with pytest.raises(UserError, match="HOST:PORT"):
+        parse_address(address)
+
+
+def test_addresses() -> None:
+    assert parse_address("127.0.0.1:80") == ("127.0.0.1", 80)
+    assert parse_address("[::1]:443") == ("::1", 443)
+
+
+def test_a_key_that_others_can_read_is_refused(keys: KeyFolder, tmp_path: Path) -> None:
+    key = tmp_path / "pi.key"
+    key.write_bytes(b"PRIVATE KEY")
+    key.chmod(0o640)
+    with pytest.raises(UserError, match="chmod 600"):
+        check_launch(launch(keys, tmp_path, key=key))
+
+
+def test_a_missing_folder_is_one_sentence(
+    keys: KeyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "--superlink", "a:1", "--data", str(tmp_path / "no")]
+    arguments += ["--key", str(keys.device_key("pi-1")), "--ca", str(keys.root / "ca.crt")]
+    assert main(arguments) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512M", 512 * 10**6),
+        ("1.5G", 1_500_000_000),
+        ("2Mi", 2 * 2**20),
+        ("7", 7),
+        ("64MB", 64 * 10**6),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-5M", "5X", "0"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UserError, match="size"):
+        parse_size(text)
+
+
+def test_memory_of_this_process() -> None:
+    assert 0 < resident_bytes() <= peak_bytes()
+    assert available_bytes() > 0
+
+
+def test_the_largest_batch() -> None:
+    """100 MB and 2 a batch's image: 32 images take 164, 64 take 228 MB; the limit is 200."""
+    assert largest_fitting(lambda batch: 100 + 2 * batch, 200) == 32
+    with pytest.raises(UserError, match="batch of 2"):
+        largest_fitting(lambda batch: 100 + 2 * batch, 103)
+
+
+def test_operations_of_resnet20() -> None:
+    """40.55 M multiply-adds (He et al.'s 41 M without, 10 classes) and 2 x 0.26 M in shortcuts.
+
+    Stem 32^2 x 16 x 27 = 442,368; stage 1: 6 x 32^2 x 16 x 144 = 14,155,776; stage 2:
+    16^2 x 32 x (144 + 5 x 288) = 12,976,128, shortcut 16^2 x 32 x 16 = 131,072; stage 3:
+    8^2 x 64 x (288 + 5 x 576) = 12,976,128, shortcut 131,072; linear 640. Sum 40,813,184.
+    """
+    assert forward_flops("resnet20", 10, 32) == 2 * 40_813_184
