@@ -15,6 +15,8 @@ from common.settings import Scalar
 from server.control import ControlClient
 
 POLL_SECONDS = 3.0
+OUTAGE_SECONDS = 300.0
+"""A SuperLink that restarts within this time finds the run, and so does who follows it."""
 COMPLETED = "finished:completed"
 
 
@@ -36,14 +38,29 @@ def run_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Scala
 
 
 def follow_run(client: ControlClient, run_id: str) -> int:
-    """Show a run's log until it is over; returns 0 if it completed and 1 if it did not."""
+    """Show a run's log until it is over; returns 0 if it completed and 1 if it did not.
+
+    Raises:
+        UserError: if the SuperLink is away for longer than `OUTAGE_SECONDS`.
+    """
     _say(f"run {run_id} is started; it goes on when this command is interrupted")
-    while not (status := client.run_status(run_id)).startswith("finished:"):
+    while not (status := _status(client, run_id)).startswith("finished:"):
         # Ends early when the SuperLink restarts.
         client.follow_log(run_id)
         time.sleep(POLL_SECONDS)
     _say(f"run {run_id}: {status}")
     return 0 if status == COMPLETED else 1
+
+
+def _status(client: ControlClient, run_id: str) -> str:
+    deadline = time.monotonic() + OUTAGE_SECONDS
+    while True:
+        try:
+            return client.run_status(run_id)
+        except UserError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(POLL_SECONDS)
 
 
 def _read(file: Path) -> dict[str, Scalar]:

@@ -51,7 +51,10 @@ class FakeSuperLink:
         self.num_logs = 0
 
     def run_status(self, run_id: str) -> str:
-        return self.statuses.pop(0)
+        status = self.statuses.pop(0)
+        if status == "away":
+            raise UserError("the SuperLink is away")
+        return status
 
     def follow_log(self, run_id: str) -> None:
         self.num_logs += 1
@@ -68,7 +71,14 @@ def test_the_exit_code_is_the_runs_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("server.launch.POLL_SECONDS", 0.0)
-    superlink = FakeSuperLink("pending", "running", last)
+    superlink = FakeSuperLink("pending", "away", "running", "away", last)
     assert follow_run(cast(ControlClient, superlink), "12") == code
     assert superlink.num_logs == 2
     assert f"run 12: {last}" in capsys.readouterr().out
+
+
+def test_a_superlink_that_stays_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.launch.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("server.launch.OUTAGE_SECONDS", 0.0)
+    with pytest.raises(UserError, match="is away"):
+        follow_run(cast(ControlClient, FakeSuperLink("away")), "12")
