@@ -257,7 +257,7 @@ def _encode(
     """The update's payload and what it lost, to be fed back (empty without error feedback)."""
     federation = config.federation
     state = model_state(student)
-    metadata = {"round": request.round_index}
+    metadata = {"round": request.round_index, "base-hash": request.model_hash}
     lost: State = {}
     if federation.update_format == "codes":
         payload = encode_codes(state, quantized_weights(student), metadata)
@@ -271,7 +271,7 @@ def _encode(
             federation.delta_bits,
             residual or None,
             generator,
-            {**metadata, "base-hash": request.model_hash},
+            metadata,
         )
     else:
         payload = encode_float(state, "float32", metadata)

@@ -190,10 +190,13 @@ class Reply:
         """The reply that ``to_record`` made.
 
         Raises:
-            ValueError: if a field is missing or of the wrong type.
+            ValueError: if a field is missing or of the wrong type. No record raises anything else.
         """
         try:
             fields, payloads = _unpack(record, REPLY)
+            for name in ("partition-id", "round-index"):
+                if type(fields[name]) is not int:
+                    raise TypeError(f"{name} is a {type(fields[name]).__name__}")
             metrics = {
                 name: value
                 for name, value in record.metric_records[METRICS].items()
@@ -244,5 +247,26 @@ def _unpack(record: RecordDict, name: str) -> tuple[ConfigRecord, dict[str, byte
     config = record.config_records[name]
     payloads = {key: value for key, value in config.items() if isinstance(value, bytes)}
     for key, array in record.array_records.get(PAYLOADS, ArrayRecord()).items():
-        payloads[key] = array.numpy().tobytes()
+        payloads[key] = _array_bytes(array)
     return config, payloads
+
+
+def _array_bytes(array: Array) -> bytes:
+    """The bytes of a uint8 array [n] in npy format 1.0.
+
+    It may come from a stranger: numpy's parser, which would evaluate its header and reserve what
+    that claims, is not asked.
+
+    Raises:
+        ValueError: anything but such an array.
+    """
+    data = array.data
+    start = 10 + int.from_bytes(data[8:10], "little")
+    num_bytes = len(data) - start
+    if (
+        (array.dtype, array.stype) != ("uint8", "numpy.ndarray")
+        or tuple(array.shape) != (num_bytes,)
+        or data[:8] != b"\x93NUMPY\x01\x00"
+    ):
+        raise ValueError("a payload's array must be uint8 [n] in npy format 1.0")
+    return data[start:]

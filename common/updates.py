@@ -17,6 +17,7 @@ The payload itself is that of common.wire, its format in the metadata under "for
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +163,16 @@ def encode_int8(state: State, metadata: Metadata) -> bytes:
     return _encode(tensors, state, "int8", metadata)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """A decoded payload."""
+
+    state: dict[str, NDArray[np.float32]]
+    """What `decode_state` returns."""
+    metadata: Metadata
+    """What was sent along, "format" included."""
+
+
 def decode_state(
     payload: bytes | bytearray | memoryview,
     *,
@@ -170,6 +181,24 @@ def decode_state(
     max_values: int = wire.DEFAULT_MAX_VALUES,
     base_hash: str | None = None,
 ) -> dict[str, NDArray[np.float32]]:
+    """The state of `decode_update`, whose arguments and errors it has."""
+    return decode_update(
+        payload,
+        base=base,
+        expected_shapes=expected_shapes,
+        max_values=max_values,
+        base_hash=base_hash,
+    ).state
+
+
+def decode_update(
+    payload: bytes | bytearray | memoryview,
+    *,
+    base: State | None = None,
+    expected_shapes: Shapes | None = None,
+    max_values: int = wire.DEFAULT_MAX_VALUES,
+    base_hash: str | None = None,
+) -> Update:
     """Decodes a payload of any of the formats to the full state that it stands for.
 
     Args:
@@ -181,7 +210,8 @@ def decode_state(
         base_hash: what the metadata of a delta must hold under "base-hash"; None does not compare.
 
     Returns:
-        name -> float32 array, new and writable; all are views of one buffer.
+        The state, name -> float32 array, new and writable, all views of one buffer, and the
+        payload's metadata.
 
     Raises:
         WireError: a payload that is not as expected, by the name of the field or tensor; a delta
@@ -206,7 +236,7 @@ def decode_state(
         names = base if expected_shapes is None else expected_shapes
         wire.check_shapes(shapes, {name: base[name].shape for name in names if name in base})
         _add(base, flat, views)
-    return views
+    return Update(state=views, metadata=metadata)
 
 
 def _add(base: State, flat: NDArray[np.float32], views: Mapping[str, NDArray[np.float32]]) -> None:

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from common.clock import Clock, WallClock
 from common.messages import REPLY, REQUEST, Status, TrainRequest, message_bytes
+from server.foreign_text import printable
 
 
 @dataclass
@@ -76,6 +77,15 @@ class Courier:
         """Deliver this teacher with requests that name ``teacher_hash``."""
         self._teacher_hash, self._teacher = teacher_hash, payload
         self._teacher_nodes.clear()
+
+    @property
+    def teacher_nodes(self) -> frozenset[int]:
+        """Nodes that said that they hold the teacher."""
+        return frozenset(self._teacher_nodes)
+
+    def believe_teacher_at(self, node_ids: Iterable[int]) -> None:
+        """Take it that these nodes still hold the teacher; one that lost it will say so."""
+        self._teacher_nodes.update(node_ids)
 
     def exchange(self, messages: Iterable[Message]) -> Exchange:
         """Send messages, at most one per node, and collect what comes back in time."""
@@ -180,4 +190,4 @@ def _new_message(message: Message, content: RecordDict) -> Message:
 
 def _first_line(text: str | None) -> str:
     lines = (text or "").strip().splitlines() or ["unknown error"]
-    return lines[0][:200]
+    return printable(lines[0], most=200)

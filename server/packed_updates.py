@@ -76,6 +76,9 @@ class PackedUpdates(FedAvg):
         parameters: of the Flower strategy.
     """
 
+    OWN_ATTRIBUTES = frozenset({"plan", "learned_only", "judgement", "_expected"})
+    """What is no memory of the strategy: the plan sets it, or every round anew."""
+
     judgement: Judgement
     """The replies of the last round, updates already given away."""
 
@@ -107,6 +110,7 @@ class PackedUpdates(FedAvg):
             base=base,
             base_hash=digest,
             metric_names=(NUM_EXAMPLES, TRAIN_LOSS) if self._is_training() else (NUM_EXAMPLES,),
+            num_samples={device.partition_id: device.num_samples for device in grid.devices},
         )
         # What devices really get, rounding included, is also what server optimizers start from.
         visible = to_chunks(base, self._visible_names())

@@ -18,6 +18,8 @@ from common.errors import UserError
 from common.messages import Reply, Status
 from common.seeding import numpy_generator
 from server.courier import Courier, Traffic
+from server.foreign_text import printable
+from server.replies import MAX_EXAMPLES
 
 POLL_SECONDS = 1.0
 """Between two looks for new devices."""
@@ -101,17 +103,20 @@ class DeviceRegistry:
             self._refuse(node_id, f"device {partition_id} can't take part: {reply.reason}")
         elif partition_id < 0:
             self._refuse(node_id, f"a device with the partition id {partition_id} is ignored")
+        elif not _is_count(num_samples := reply.metrics.get("num-samples", 0)):
+            self._refuse(node_id, f"device {partition_id} says an impossible number of images")
         elif partition_id in self._by_partition:
             self._refuse(node_id, f"a second device with partition id {partition_id} is ignored")
         else:
             self._by_partition[partition_id] = RegisteredDevice(
                 partition_id=partition_id,
                 node_id=node_id,
-                num_samples=int(reply.metrics.get("num-samples", 0)),
+                num_samples=int(num_samples),
                 emulated=bool(reply.metrics.get("emulated", 0)),
             )
 
     def _refuse(self, node_id: int, reason: str) -> None:
+        reason = printable(reason)
         if reason not in self._refused.values():
             self.note(reason)
         self._refused[node_id] = reason
@@ -157,6 +162,10 @@ class DeviceRegistry:
         generator = numpy_generator(seed, purpose, round_index)
         chosen = generator.permutation(len(devices))[:size]
         return [devices[index] for index in sorted(chosen.tolist())]
+
+
+def _is_count(value: float) -> bool:
+    return type(value) is int and 0 <= value <= MAX_EXAMPLES
 
 
 class SampledGrid(Grid):

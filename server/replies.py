@@ -5,21 +5,35 @@ A reply that fails a check is refused with a reason and the round goes on with t
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
 from flwr.app import Message
 
 from common.messages import NUM_EXAMPLES, Reply, Status
-from common.updates import decode_state
+from common.qat import STEP_SUFFIX
+from common.updates import BASE_HASH_KEY, FORMAT_KEY, Update, decode_update
 from common.wire import WireError
-from server.aggregation import State, is_finite
+from server.aggregation import RUNNING_VARIANCE, State, keep_valid
+from server.foreign_text import printable
 
 MAX_EXAMPLES = 10_000_000
 """More images than this on one device are not believed: they would outweigh all others."""
+
+MAX_GROWTH = 2
+"""A device may have gained images since it registered, but not many times as many."""
+
+MAX_METRIC = 1e15
+"""Larger figures are no measurements; sums and products of these stay finite."""
+
+MAX_MAGNITUDE = 1e8
+"""Larger entries are no weights; sums of these, and their squares, stay finite in float32."""
+
+ROUNDING = 256
+"""A rounded change may put a small step or variance below zero, by this part of what it was."""
 
 COUNTS = ("correct", "correct-top5")
 """Metrics that count some of the reply's images."""
@@ -89,6 +103,8 @@ class Expectation:
     """Metrics that must be there."""
     min_examples: int = 1
     """Fewest images that a reply may stand for."""
+    num_samples: Mapping[int, int] = field(default_factory=dict)
+    """Partition id -> training images that the device registered with; 0 or absent: unknown."""
 
 
 class _RefusedError(ValueError):
@@ -115,7 +131,7 @@ def judge_replies(messages: Iterable[Message], expected: Expectation) -> Judgeme
             accepted[partition_id] = (reply, _decode(reply, expected))
         except _RefusedError as error:
             refused.append(
-                Refusal(partition_id=partition_id, kind=error.kind, reason=str(error)[:300])
+                Refusal(partition_id=partition_id, kind=error.kind, reason=printable(str(error)))
             )
     ordered = [accepted[partition_id] for partition_id in sorted(accepted)]
     return Judgement(
@@ -161,12 +177,16 @@ def _check_metrics(reply: Reply, expected: Expectation) -> None:
     for name, value in reply.metrics.items():
         if not _METRIC_NAME.fullmatch(name):
             raise refuse(f"metric name {name[:40]!r}: expected lower-case words and hyphens")
-        if not math.isfinite(value) or value < 0:
-            raise refuse(f"{name} = {value}: expected a finite number that is not negative")
+        if not 0 <= value <= MAX_METRIC:  # a NaN is in no range
+            shown = f"{value:g}" if isinstance(value, float) else "a whole number"
+            raise refuse(f"{name} is {shown}: expected a number from 0 to {MAX_METRIC:g}")
     num_examples = reply.metrics[NUM_EXAMPLES]
-    if not expected.min_examples <= num_examples <= MAX_EXAMPLES:
+    registered = expected.num_samples.get(reply.partition_id, 0)
+    most = min(MAX_EXAMPLES, MAX_GROWTH * registered) if registered else MAX_EXAMPLES
+    if type(num_examples) is not int or not expected.min_examples <= num_examples <= most:
         raise refuse(
-            f"{NUM_EXAMPLES} = {num_examples}: expected {expected.min_examples} to {MAX_EXAMPLES}"
+            f"{NUM_EXAMPLES} = {num_examples}: expected a whole number from "
+            f"{expected.min_examples} to {most}"
         )
     for name in COUNTS:
         if reply.metrics.get(name, 0) > num_examples:
@@ -180,7 +200,7 @@ def _decode(reply: Reply, expected: Expectation) -> State:
     if not reply.update:
         raise _RefusedError(RefusalKind.BAD_UPDATE, "the reply carries no update")
     try:
-        state = decode_state(
+        update = decode_update(
             reply.update,
             base=expected.base,
             base_hash=expected.base_hash,
@@ -188,6 +208,39 @@ def _decode(reply: Reply, expected: Expectation) -> State:
         )
     except WireError as error:
         raise _RefusedError(RefusalKind.BAD_UPDATE, str(error)) from error
-    if not is_finite(state):
-        raise _RefusedError(RefusalKind.BAD_UPDATE, "an entry holds a NaN or an infinity")
-    return {name: state[name] for name in expected.shapes}
+    _check_origin(update, expected)
+    _check_values(update, expected)
+    # A rounded change may end just outside of what a strategy can work with.
+    return keep_valid({name: update.state[name] for name in expected.shapes})
+
+
+def _check_origin(update: Update, expected: Expectation) -> None:
+    """An update that says what it was made for is of this round, and made from this model."""
+    for key, value in (("round", expected.round_index), (BASE_HASH_KEY, expected.base_hash)):
+        if update.metadata.get(key, value) != value:
+            raise _RefusedError(
+                RefusalKind.BAD_UPDATE,
+                f"an update for {key} {update.metadata[key]!a:.80}: expected {value!r}",
+            )
+
+
+def _check_values(update: Update, expected: Expectation) -> None:
+    """Magnitudes that can be added and squared, steps > 0, variances >= 0."""
+    is_delta = update.metadata[FORMAT_KEY] == "delta"
+    for name, values in update.state.items():
+        if not (np.abs(values) <= MAX_MAGNITUDE).all():
+            raise _RefusedError(
+                RefusalKind.BAD_UPDATE, f"{name!r}: a value is beyond {MAX_MAGNITUDE:g}"
+            )
+        is_step = name.endswith(STEP_SUFFIX)
+        if not is_step and not name.endswith(RUNNING_VARIANCE):
+            continue
+        if is_delta and expected.base is not None:
+            is_valid = values >= -np.abs(expected.base[name]) / ROUNDING
+        else:
+            is_valid = values > 0 if is_step else values >= 0
+        if not is_valid.all():
+            raise _RefusedError(
+                RefusalKind.BAD_UPDATE,
+                f"{name!r}: {'a step must be > 0' if is_step else 'a variance must be >= 0'}",
+            )

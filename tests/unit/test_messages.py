@@ -124,7 +124,7 @@ class TestReplyRecord:
         ("key", "value", "message"),
         [
             ("status", "splendid", "'splendid' is not a valid Status"),
-            ("partition-id", "one", "invalid literal"),
+            ("partition-id", "one", "malformed reply"),
             ("partition-id", [1, 2], "malformed reply"),
         ],
     )

@@ -67,7 +67,7 @@ def view_of(num_devices: int) -> SampledGrid:
             RegisteredDevice(
                 partition_id=partition_id,
                 node_id=node_id_of(partition_id),
-                num_samples=10,
+                num_samples=1000,
                 emulated=True,
             )
             for partition_id in range(num_devices)
@@ -303,19 +303,95 @@ def test_too_few_good_replies_skip_the_round() -> None:
     assert len(strategy.judgement.accepted) == 2
 
 
-def test_an_update_that_overflows_the_mean_is_no_new_model() -> None:
-    """Two times the largest float32 has no finite mean in float32 for fedmedian's even count."""
+@pytest.mark.parametrize("name", STRATEGY_NAMES)
+def test_an_update_that_overflows_a_mean_costs_its_device_alone(name: str) -> None:
+    """Seven devices send 1, one the largest float32, whose sums and squares are not finite."""
+    strategy = strategy_of(name)
     largest = float(np.finfo(np.float32).max)
-    strategy = strategy_of("fedmedian")
-    with np.errstate(over="ignore"):
-        assert run_round(strategy, state(0), [state(largest), state(largest)]) is None
-
-
-def test_a_negative_step_never_becomes_the_models() -> None:
-    result = run_round(strategy_of("fedavg"), state(0), [state(1, -2.0, -0.5)])
+    with np.errstate(all="raise", under="ignore"):
+        result = run_round(strategy, state(0), [state(largest), *[state(1)] * 7])
     assert result is not None
-    assert result[STEP] > 0
-    assert result[VARIANCE].tolist() == [0, 0]
+    assert np.isfinite(result[WEIGHT]).all()
+    assert [refusal.kind for refusal in strategy.judgement.refused] == [RefusalKind.BAD_UPDATE]
+    assert WEIGHT in strategy.judgement.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    ("hostile", "name"),
+    [(state(1, step=-0.5), STEP), (state(1, step=0.0), STEP), (state(1, variance=-0.1), VARIANCE)],
+)
+def test_impossible_steps_and_variances_cost_their_device_alone(hostile: State, name: str) -> None:
+    strategy = strategy_of("fedavg")
+    result = run_round(strategy, state(0), [hostile, state(1, step=0.25)])
+    assert result is not None
+    assert result[STEP] == 0.25
+    assert name in strategy.judgement.refused[0].reason
+
+
+def test_a_rounded_change_may_end_just_below_zero() -> None:
+    """Steps and variances of shape () and [2] go as float16, which is off by up to 2**-11 of the
+    change: a step that falls from 0.5 to 1e-6 may arrive as -2.4e-4. It counts as the smallest.
+    """
+    strategy = strategy_of("fedavg")
+    (message,) = strategy.configure_train(1, to_record(state(0)), ConfigRecord(), view_of(1))
+    request = TrainRequest.from_record(message.content)
+    metadata = {"base-hash": request.model_hash, "round": 0}
+    for step, is_good in ((-2.4e-4, True), (-0.1, False)):
+        changed = state(1, variance=-2.4e-4, step=step)
+        update, _ = encode_delta(changed, state(0), 4, None, np.random.default_rng(0), metadata)
+        reply = Message(good_reply(0, update).to_record(), reply_to=message)
+        aggregated, _ = strategy.aggregate_train(1, [reply])
+        assert (aggregated is not None) == is_good
+        if aggregated is not None:
+            assert to_state(aggregated)[STEP] > 0
+            assert to_state(aggregated)[VARIANCE].tolist() == [0, 0]
+
+
+def test_an_update_of_an_earlier_round_in_a_new_reply_is_refused() -> None:
+    strategy = strategy_of("fedavg")
+    (message,) = strategy.configure_train(3, to_record(state(0)), ConfigRecord(), view_of(1))
+    for metadata in ({"round": 1}, {"base-hash": "another model"}):
+        update = encode_float(state(1), "float32", metadata)
+        reply = good_reply(0, update, round_index=2)
+        strategy.aggregate_train(3, [Message(reply.to_record(), reply_to=message)])
+        assert [refusal.kind for refusal in strategy.judgement.refused] == [RefusalKind.BAD_UPDATE]
+
+
+def test_a_device_cannot_count_for_more_images_than_it_has() -> None:
+    """1000 images were registered: up to 2000 are believed, should the folder have grown."""
+    strategy = strategy_of("fedavg")
+    result = run_round(strategy, state(0), [state(1), state(9)], examples=[2000, 2001])
+    assert result is not None
+    assert result[WEIGHT].tolist() == [1, 1]
+    assert strategy.judgement.refused[0].kind is RefusalKind.BAD_METRICS
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        {"train-loss": -1.0},
+        {"train-loss": math.nan},
+        {"train-seconds": math.inf},
+        {"coreset-size": 1e300},
+        {"num-steps": 10**400},
+        {"num-examples": 2.5},
+    ],
+)
+def test_metrics_that_lie_are_refused(metric: dict[str, float]) -> None:
+    strategy = strategy_of("fedavg")
+    (message,) = strategy.configure_train(1, to_record(state(0)), ConfigRecord(), view_of(1))
+    metrics = {"num-examples": 10, "train-loss": 1.0, **metric}
+    reply = good_reply(0, encode_float(state(1), "float32", {}), metrics=metrics)
+    strategy.aggregate_train(1, [Message(reply.to_record(), reply_to=message)])
+    assert [refusal.kind for refusal in strategy.judgement.refused] == [RefusalKind.BAD_METRICS]
+
+
+def test_a_reason_cannot_write_to_the_terminal() -> None:
+    strategy = strategy_of("fedavg")
+    (message,) = strategy.configure_train(1, to_record(state(0)), ConfigRecord(), view_of(1))
+    reply = good_reply(0, b"", status=Status.DIVERGED, reason="\x1b[2J" + "x" * 1000)
+    strategy.aggregate_train(1, [Message(reply.to_record(), reply_to=message)])
+    assert strategy.judgement.refused[0].reason == "?[2J" + "x" * 296
 
 
 def test_bad_replies_are_refused_by_reason_and_the_rest_counts() -> None:
