@@ -30,7 +30,7 @@ from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
 from common.models import load_state, model_state
 from common.qat import activation_step_names, quantized_weights
 from common.seeding import numpy_generator, torch_generator
-from common.updates import decode_state, encode_codes, encode_delta, encode_float
+from common.updates import Metadata, decode_state, encode_codes, encode_delta, encode_float
 
 OnProgress = Callable[[float], None]
 """Called in every step of a training with the share of all epochs that is done."""
@@ -257,7 +257,7 @@ def _encode(
     """The update's payload and what it lost, to be fed back (empty without error feedback)."""
     federation = config.federation
     state = model_state(student)
-    metadata = {"round": request.round_index, "base-hash": request.model_hash}
+    metadata: Metadata = {"round": request.round_index, "base-hash": request.model_hash}
     lost: State = {}
     if federation.update_format == "codes":
         payload = encode_codes(state, quantized_weights(student), metadata)

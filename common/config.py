@@ -55,6 +55,7 @@ SELECTIONS = (
     "full",
 )
 CORRECTIONS = ("none", "mse", "clc-channel", "clc-pooled", "clc-flat", "clc-spatial")
+ATTACKS = ("none", "sign-flip", "scale")
 STRATEGIES = (
     "fedavg",
     "fedavgm",
@@ -88,6 +89,8 @@ class RunConfig(Section):
     """Torch threads of one client; results are bit-identical only for the same number."""
     out: str = setting("")
     """The run folder; empty: runs/<dataset>-<model>-<time>."""
+    resume: str = setting("")
+    """Folder of a run that was killed, to go on after its last finished round; empty: a new run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +283,18 @@ class FleetConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackConfig(Section):
+    """Hostile devices, in simulations on the local engine only."""
+
+    name: str = setting("none", choices=ATTACKS)
+    """What they send in place of their change: minus or plus several times that change."""
+    fraction: float = setting(0.2, minimum=0.0, maximum=1.0)
+    """Share of the devices that are hostile."""
+    scale: float = setting(4.0, above=0.0)
+    """How many times the change."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
     """When and how models are measured."""
 
@@ -307,6 +322,7 @@ class Config:
     federation: FederationConfig = field(default_factory=FederationConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -315,6 +331,11 @@ class Config:
         Raises:
             UserError: naming the keys that contradict each other.
         """
+        if self.run.resume and self.run.out not in ("", self.run.resume):
+            raise UserError(
+                f"run.out = '{self.run.out}': expected nothing beside run.resume, whose folder "
+                f"the results go to"
+            )
         if self.federation.min_devices > self.data.num_devices:
             raise UserError(
                 f"federation.min-devices = {self.federation.min_devices}: expected at most "
@@ -338,6 +359,11 @@ class Config:
         paced = "coreset.adaptive" if self.coreset.adaptive else "training.partial-work"
         if self.fleet.name and not self.fleet.deadline and self._is_paced:
             raise UserError(f"{paced} = true: expected fleet.deadline above 0 with fleet.name")
+        if self.attack.name != "none" and self.federation.update_format == "codes":
+            raise UserError(
+                f"attack.name = {self.attack.name!r}: expected 'none' with "
+                f"federation.update-format = 'codes' (an attack scales a change)"
+            )
         is_float = self.quantization.weight_bits == FLOAT_BITS
         if is_float and self.federation.update_format == "codes":
             raise UserError(
@@ -382,6 +408,7 @@ SECTION_TYPES: dict[str, type[Section]] = {
     "federation": FederationConfig,
     "strategy": StrategyConfig,
     "fleet": FleetConfig,
+    "attack": AttackConfig,
     "evaluation": EvaluationConfig,
 }
 SECTION_NAMES = {section_type: name for name, section_type in SECTION_TYPES.items()}

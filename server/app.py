@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from common.config import Config
 from common.datasets import Dataset, load_dataset
 from common.errors import UserError
 from common.input_spec import InputSpec
-from common.messages import QueryRequest
+from common.messages import QueryRequest, Stage
 from common.models import create_model, load_state
 from common.partition import partition_labels
 from common.qat import prepare
 from common.seeding import torch_generator
 from common.updates import encode_float
-from server.courier import Courier
+from server.aggregation import State
+from server.courier import Courier, Traffic
+from server.evaluation import Evaluation
 from server.global_model import GlobalModel
 from server.plots import plot_curves
 from server.recorder import (
@@ -35,6 +38,7 @@ from server.recorder import (
 )
 from server.registry import DeviceRegistry
 from server.reporting import LogReporter, Reporter, console_logger, quiet_flower
+from server.resumption import Checkpoints
 from server.rounds import Session
 from server.split_plot import plot_split
 from server.stages import calibrate, copied_state, train_quantized, warm_up
@@ -64,8 +68,11 @@ def run_federation(
     *,
     clock: Clock | None = None,
     annotate: Annotate = no_annotation,
+    device_states: Path | None = None,
 ) -> dict[str, Any]:
-    """One federation from beginning to end; returns what summary.json holds.
+    """One federation from its beginning, or from where it was killed, to its end.
+
+    Returns what summary.json holds.
 
     Nothing is written before settings, data, checkpoint and devices are known to be good.
 
@@ -73,15 +80,19 @@ def run_federation(
         grid: Flower's grid, of any engine.
         config: of the run.
         reporter: told what happens.
-        run_folder: where results go; new or empty.
+        run_folder: where results go; new or empty, unless config.run.resume names it.
         clock: what waiting for devices goes by; None: the machine's own.
         annotate: asked what else belongs into every recorded line and into the summary.
+        device_states: where the engine keeps the states of emulated devices, if it does.
 
     Raises:
         UserError: for what a user can mend: settings, data, checkpoint, folder, devices.
     """
     started = time.perf_counter()
-    check_run_folder(run_folder)
+    checkpoints = Checkpoints(run_folder, config, devices=device_states, note=reporter.note)
+    if not checkpoints.is_resuming:
+        check_run_folder(run_folder)
+    started -= checkpoints.earlier.get("wall_seconds", 0.0)
     min_devices = required_replies(config)
     data = config.data
     dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
@@ -92,13 +103,18 @@ def run_federation(
     registry = DeviceRegistry(courier, reporter.note, introduction)
     with quiet_flower():
         registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
-        with Recorder(run_folder, config, annotate) as recorder:
+        registry.traffic.add(Traffic(**checkpoints.earlier.get("query_traffic", {})))
+        checkpoints.restore_files()
+        kept_bytes = checkpoints.kept_bytes
+        with Recorder(run_folder, config, annotate, kept_bytes=kept_bytes) as recorder:
             session = Session(
                 config=config,
                 courier=courier,
                 registry=registry,
                 recorder=recorder,
                 reporter=reporter,
+                checkpoints=checkpoints,
+                started=started,
             )
             if any(device.emulated for device in registry.devices):
                 _draw(reporter, _draw_split, config, dataset, run_folder)
@@ -106,6 +122,7 @@ def run_federation(
             facts["wall_seconds"] = time.perf_counter() - started
             summary = summarise(config, recorder.rounds, RunFacts(**facts))
             summary = recorder.write_summary(summary)
+            checkpoints.clear()
             _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")
     reporter.finish(summary)
     return summary
@@ -115,20 +132,28 @@ def _run_stages(
     session: Session, module: nn.Module, dataset: Dataset, *, is_trained: bool
 ) -> dict[str, Any]:
     """Teacher, quantized model, rounds; returns the facts of the run, the time aside."""
-    config, note = session.config, session.reporter.note
+    config, note, checkpoints = session.config, session.reporter.note, session.checkpoints
     float_model = GlobalModel(module, dataset, config)
-    teacher = copied_state(float_model) if is_trained else warm_up(session, float_model)
+    teacher = _teacher(session, float_model, dataset, is_trained=is_trained)
     teacher_hash = content_hash(teacher)
-    if not is_trained:
-        labels = {"model": config.model.name, "dataset": dataset.name}
-        save_checkpoint(session.recorder.folder / "teacher.safetensors", teacher, labels)
+    if checkpoints.facts.setdefault("teacher_hash", teacher_hash) != teacher_hash:
+        raise UserError(
+            f"the teacher is not the one that the run in '{checkpoints.run_folder}' began with"
+        )
     session.courier.set_teacher(teacher_hash, encode_float(teacher, "float32", {}))
+    holders = checkpoints.earlier.get("teacher_partitions", [])
+    session.courier.believe_teacher_at(
+        device.node_id for device in session.registry.devices if device.partition_id in holders
+    )
     float_figures = float_model.evaluate(teacher)
     note(f"float model: {float_figures.accuracy:.2f} % Top-1")
 
     quantized = GlobalModel(prepare(float_model.module, config.quantization), dataset, config)
-    state = calibrate(session, quantized)
-    before = quantized.evaluate(state)
+    past_calibration = checkpoints.is_past(Stage.CALIBRATION)
+    state = copied_state(quantized) if past_calibration else calibrate(session, quantized)
+    if "before" not in checkpoints.facts:
+        checkpoints.facts["before"] = asdict(quantized.evaluate(state))
+    before = Evaluation(**checkpoints.facts["before"])
     note(f"quantized model before training: {before.accuracy:.2f} % Top-1")
     train_quantized(session, quantized, state, teacher_hash=teacher_hash)
     return {
@@ -138,6 +163,22 @@ def _run_stages(
         "num_devices": len(session.registry.devices),
         "query_traffic": session.registry.traffic,
     }
+
+
+def _teacher(
+    session: Session, float_model: GlobalModel, dataset: Dataset, *, is_trained: bool
+) -> State:
+    """The float model's state: from a checkpoint file, this run's earlier part, or the warm-up."""
+    if is_trained:
+        return copied_state(float_model)
+    config, train = session.config, dataset.train
+    path = session.recorder.folder / "teacher.safetensors"
+    if session.checkpoints.is_past(Stage.FLOAT):
+        in_channels = train.images.shape[1]
+        return load_checkpoint(path, config.model.name, train.num_classes, in_channels)
+    teacher = warm_up(session, float_model)
+    save_checkpoint(path, teacher, {"model": config.model.name, "dataset": dataset.name})
+    return teacher
 
 
 def _float_module(config: Config, dataset: Dataset) -> tuple[nn.Module, bool]:

@@ -21,6 +21,7 @@ from server.keys import (
     renew_server_certificate,
 )
 from server.launch import follow_run, run_settings
+from server.watch import add_watch_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_superlink(run)
     run.set_defaults(command=_run)
+
+    add_watch_command(commands)
     return parser
 
 

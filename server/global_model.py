@@ -69,10 +69,10 @@ class GlobalModel:
 class BestKeeper:
     """Measures a stage's models, and keeps the best and the last of them in the run folder."""
 
-    def __init__(self, model: GlobalModel, folder: Path) -> None:
+    def __init__(self, model: GlobalModel, folder: Path, best_accuracy: float = -1.0) -> None:
         self.model = model
         self.folder = folder
-        self.best_accuracy = -1.0
+        self.best_accuracy = best_accuracy
 
     def evaluate(self, state: State) -> Evaluation:
         """Measure a state and write it; a best one is the first of its accuracy."""

@@ -6,6 +6,7 @@ byte for byte, in two runs with one seed. An emulation's virtual seconds are the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -34,9 +35,9 @@ def no_annotation(line: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def default_run_folder(config: Config) -> Path:
-    """run.out, or runs/<dataset>-<model>-<bits>-<time> under the current directory."""
-    if config.run.out:
-        return Path(config.run.out).expanduser()
+    """run.resume, run.out, or runs/<dataset>-<model>-<bits>-<time> under the current directory."""
+    if folder := config.run.resume or config.run.out:
+        return Path(folder).expanduser()
     bits = f"{config.quantization.weight_bits}w{config.quantization.activation_bits}a"
     started = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{config.data.dataset}-{config.model.name}-{bits}-{started}"
@@ -58,26 +59,47 @@ class Recorder:
     """Writes a run's figures as they come; a context manager that closes its file.
 
     Args:
-        folder: made when it is missing; empty.
+        folder: made when it is missing; empty, unless a run goes on.
         config: written as config.yaml, by section.
         annotate: asked what else belongs into every line and into the summary.
+        kept_bytes: of metrics.jsonl, where a run goes on: what comes after them is cut off.
 
     Raises:
         UserError: if the folder can't be written or is not empty.
     """
 
-    def __init__(self, folder: Path, config: Config, annotate: Annotate = no_annotation) -> None:
-        check_run_folder(folder)
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        annotate: Annotate = no_annotation,
+        *,
+        kept_bytes: int | None = None,
+    ) -> None:
+        if kept_bytes is None:
+            check_run_folder(folder)
         self.folder = folder
         self._annotate = annotate
         self.rounds: list[dict[str, Any]] = []
         """The lines of all rounds so far."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG_FILE).write_text(config_yaml(config), encoding="utf-8")
-            self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+            if not kept_bytes:
+                (folder / CONFIG_FILE).write_text(config_yaml(config), encoding="utf-8")
+            self._file = (folder / METRICS_FILE).open("a+b")
+            kept = self._keep(kept_bytes or 0)
         except OSError as error:
             raise UserError(f"run.out = '{folder}': can't be written: {error.strerror}") from error
+        self._num_bytes = len(kept)
+        self._digest = _new_digest(kept)
+        lines = [json.loads(line) for line in kept.splitlines()]
+        self.rounds += [line for line in lines if line["kind"] == "round"]
+
+    def _keep(self, num_bytes: int) -> bytes:
+        """Cut metrics.jsonl off after this many bytes; what is left of it."""
+        self._file.truncate(num_bytes)
+        self._file.seek(0)
+        return self._file.read()
 
     def __enter__(self) -> Self:
         return self
@@ -99,9 +121,17 @@ class Recorder:
         line = {**line, **self._annotate(line)}
         if line["kind"] == "round":
             self.rounds.append(line)
-        self._file.write(to_json(line) + "\n")
+        content = (to_json(line) + "\n").encode()
+        self._file.write(content)
         self._file.flush()
+        self._num_bytes += len(content)
+        self._digest.update(content)
         return line
+
+    def sync(self) -> tuple[int, str]:
+        """Have metrics.jsonl on the disk; its bytes so far, and their digest."""
+        os.fsync(self._file.fileno())
+        return self._num_bytes, self._digest.hexdigest()
 
     def write_summary(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write summary.json atomically; returns what was written, annotated."""
@@ -111,6 +141,20 @@ class Recorder:
         temporary.write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         return summary
+
+
+def file_digest(path: Path, num_bytes: int) -> str:
+    """The digest, as of `Recorder.sync`, of a file's first bytes; empty if it has not as many."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(num_bytes)
+    except OSError:
+        return ""
+    return _new_digest(content).hexdigest() if len(content) == num_bytes else ""
+
+
+def _new_digest(content: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=16)
 
 
 def config_yaml(config: Config) -> str:

@@ -18,6 +18,7 @@ from server.packed_updates import PackedUpdates, to_record, to_state
 from server.recorder import Recorder
 from server.registry import DeviceRegistry, SampledGrid
 from server.reporting import Reporter
+from server.resumption import Checkpoints
 from server.round_lines import (
     describe_refusals,
     device_lines,
@@ -26,6 +27,7 @@ from server.round_lines import (
     round_line,
     with_failures,
 )
+from server.summary import of_stage
 
 Evaluate = Callable[[State], Evaluation]
 """Measures a global state."""
@@ -40,6 +42,9 @@ class Session:
     registry: DeviceRegistry
     recorder: Recorder
     reporter: Reporter
+    checkpoints: Checkpoints
+    started: float
+    """time.perf_counter() at the run's beginning; earlier where a run goes on."""
 
     def sampled_grid(self, purpose: str, round_index: int, minimum: int) -> SampledGrid:
         """This round's seeded sample of the devices that are there, with some to spare."""
@@ -52,6 +57,25 @@ class Session:
         )
         return SampledGrid(self.courier.grid, devices)
 
+    def save_checkpoint(
+        self, number: int, state: State, strategy: PackedUpdates, *, float32_bytes: int
+    ) -> None:
+        """Keep what the round after ``number`` depends on."""
+        holders = self.courier.teacher_nodes
+        self.checkpoints.save(
+            strategy.plan.stage,
+            number,
+            state,
+            strategy,
+            self.recorder,
+            float32_bytes=float32_bytes,
+            teacher_partitions=[
+                device.partition_id for device in self.registry.devices if device.node_id in holders
+            ],
+            query_traffic=self.registry.traffic,
+            wall_seconds=time.perf_counter() - self.started,
+        )
+
 
 def run_stage(
     session: Session,
@@ -63,6 +87,7 @@ def run_stage(
 ) -> State:
     """All rounds of the strategy's stage; returns the global state after the last.
 
+    Every round ends with a checkpoint; a run that goes on begins after the one it has.
     A round with too few good replies is recorded as skipped and leaves the state as it is.
 
     Args:
@@ -77,9 +102,12 @@ def run_stage(
     """
     config, plan = session.config, strategy.plan
     session.reporter.stage(plan.stage, plan.num_rounds)
-    float32_bytes = num_done = 0
+    start = session.checkpoints.start(plan.stage, state, strategy)
+    state, float32_bytes = start.state, start.float32_bytes
+    earlier = of_stage(session.recorder.rounds, plan.stage)
+    num_done = sum(not line["skipped"] for line in earlier)
     problem = ""
-    for round_index in range(plan.num_rounds):
+    for round_index in range(start.num_done, plan.num_rounds):
         started = time.perf_counter()
         number = round_index + 1
         session.registry.wait_for(plan.min_replies, timeout_seconds=config.federation.round_timeout)
@@ -113,7 +141,9 @@ def run_stage(
         if device_interval and number % device_interval == 0:
             line |= _evaluate_on_devices(session, strategy, state, number)
         line["round_seconds"] = time.perf_counter() - started
-        session.reporter.round_done(plan.stage, round_index, session.recorder.write(line))
+        line = session.recorder.write(line)
+        session.save_checkpoint(number, state, strategy, float32_bytes=float32_bytes)
+        session.reporter.round_done(plan.stage, round_index, line)
     if not num_done:
         raise UserError(
             f"stage {plan.stage}: no round of {plan.num_rounds} had {plan.min_replies} good "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from common.config import StrategyConfig
 from common.messages import Stage
 from common.models import model_state
 from common.qat import activation_step_names
@@ -10,26 +9,26 @@ from server.aggregation import State
 from server.global_model import BestKeeper, GlobalModel
 from server.packed_updates import StagePlan
 from server.rounds import Session, run_stage
-from server.strategy import make_strategy, required_replies
-
-PLAIN_AVERAGE = StrategyConfig(name="fedavg")
+from server.strategy import averaging, make_strategy, required_replies
+from server.summary import of_stage
 
 
 def warm_up(session: Session, model: GlobalModel) -> State:
-    """Federated float rounds (FedAvg) from fresh weights; returns the teacher's state.
+    """Federated float rounds from fresh weights; returns the teacher's state.
 
-    The server evaluates the float model after the rounds that evaluation.interval names; the best
-    is not looked for: the teacher is the last one.
+    They are averaged, or aggregated by the configured strategy where that is a robust one. The
+    server evaluates the float model after the rounds that evaluation.interval names; the best is
+    not looked for: the teacher is the last one.
     """
     state = copied_state(model)
     plan = StagePlan(
         stage=Stage.FLOAT,
         num_rounds=session.config.warmup.num_rounds,
         downlink_format=session.config.federation.downlink_format,
-        min_replies=session.config.federation.min_devices,
+        min_replies=required_replies(session.config),
         update_shapes=_shapes(state),
     )
-    strategy = make_strategy(PLAIN_AVERAGE, plan)
+    strategy = make_strategy(averaging(session.config.strategy), plan)
     return run_stage(session, strategy, state, evaluate=model.evaluate)
 
 
@@ -46,10 +45,10 @@ def calibrate(session: Session, model: GlobalModel) -> State:
         stage=Stage.CALIBRATION,
         num_rounds=1,
         downlink_format=session.config.federation.downlink_format,
-        min_replies=session.config.federation.min_devices,
+        min_replies=required_replies(session.config),
         update_shapes={name: state[name].shape for name in names},
     )
-    return run_stage(session, make_strategy(PLAIN_AVERAGE, plan), state)
+    return run_stage(session, make_strategy(averaging(session.config.strategy), plan), state)
 
 
 def train_quantized(
@@ -67,11 +66,13 @@ def train_quantized(
         deploy=model.deployed_weights if config.federation.update_format == "codes" else None,
     )
     strategy = make_strategy(config.strategy, plan, learning_rate=config.training.learning_rate)
+    earlier = of_stage(session.recorder.rounds, Stage.QUANTIZED)
+    best_so_far = max((line.get("accuracy", -1.0) for line in earlier), default=-1.0)
     return run_stage(
         session,
         strategy,
         state,
-        evaluate=BestKeeper(model, session.recorder.folder).evaluate,
+        evaluate=BestKeeper(model, session.recorder.folder, best_so_far).evaluate,
         device_interval=config.evaluation.device_interval,
     )
 

@@ -49,6 +49,19 @@ SERVER_OPTIMIZERS = frozenset({"fedavgm", "fedadam", "fedyogi", "fedadagrad", "q
 """Strategies that take a step of their own instead of an average."""
 
 
+ROBUST_STRATEGIES = frozenset({"fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"})
+"""Strategies that bear some hostile devices."""
+
+
+def averaging(config: StrategyConfig) -> StrategyConfig:
+    """The strategy of the stages before quantization-aware training.
+
+    Robust strategies protect them as well; server optimizers are for the training proper, in
+    their place stands a plain average.
+    """
+    return config if config.name in ROBUST_STRATEGIES else StrategyConfig(name="fedavg")
+
+
 def make_strategy(
     config: StrategyConfig, plan: StagePlan, *, learning_rate: float = 0.01
 ) -> PackedUpdates:

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -62,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FLEET",
         help="emulate this hardware in virtual time: a shipped fleet or a YAML file",
     )
+    run.add_argument(
+        "--resume", metavar="DIR", help="go on with the run in this folder that was killed"
+    )
     add_engine_options(run)
     run.set_defaults(command=_run)
 
@@ -87,6 +91,12 @@ def _run(options: argparse.Namespace) -> int:
         overrides.append(f"run.out={_quoted(options.out)}")
     if options.fleet is not None:
         overrides += fleet_overrides(options.fleet, parse_overrides(overrides))
+    if options.resume is not None:
+        if "run.resume" in parse_overrides(overrides):
+            raise UserError("run.resume is set twice: by --set and by --resume")
+        if not Path(options.resume).is_dir():
+            raise UserError(f"--resume {options.resume}: expected the folder of a run")
+        overrides.append(f"run.resume={_quoted(options.resume)}")
     scenario = load_scenario(options.scenario, overrides)
     prepare_process(options)
 

@@ -46,6 +46,8 @@ class LocalGrid(Grid):
         threads: Torch threads of a process while it runs the ClientApp.
         on_reply: Told about every reply while `send_and_receive` waits.
         node_config: Partition id -> more of that node's config.
+        state_folder: Where the nodes' states are kept between messages, removed by `close`; None:
+            in a temporary folder.
 
     Raises:
         ImportError, AttributeError, TypeError: if there is no ClientApp at ``client_app``.
@@ -61,10 +63,11 @@ class LocalGrid(Grid):
         threads: int = 1,
         on_reply: ReplyListener | None = None,
         node_config: Mapping[int, Mapping[str, bool | int | float | str]] | None = None,
+        state_folder: Path | None = None,
     ) -> None:
         _identify_as_server()
         self._run = Run.create_empty(RUN_ID)
-        self._state_folder = Path(tempfile.mkdtemp(prefix="fedquarc-states-"))
+        self._state_folder = state_folder or Path(tempfile.mkdtemp(prefix="fedquarc-states-"))
         fleet = Fleet(
             client_app=client_app,
             num_nodes=num_nodes,
@@ -79,7 +82,7 @@ class LocalGrid(Grid):
                 WorkerPool(fleet, num_workers) if num_workers else InProcessPool(fleet)
             )
         except BaseException:
-            shutil.rmtree(self._state_folder)
+            shutil.rmtree(self._state_folder, ignore_errors=True)
             raise
         self._num_nodes = num_nodes
         self._on_reply = on_reply or (lambda num_replies, num_messages: None)

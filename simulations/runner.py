@@ -12,6 +12,7 @@ from typing import Any
 from common.errors import UserError
 from common.settings import Scalar
 from server.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
+from server.resumption import device_folder
 from simulations.console import ConsoleReporter
 from simulations.engine import LocalGrid
 from simulations.fleet import DeviceFleet, check_fleet, fit_scenario, load_fleet
@@ -19,6 +20,7 @@ from simulations.ray_engine import run_on_ray
 from simulations.scenario import Scenario
 
 CLIENT_APP = "client.app:app"
+HOSTILE_APP = "simulations.attacks:app"
 PROJECT_FOLDER = Path(__file__).resolve().parents[1]
 
 
@@ -54,8 +56,14 @@ def run_scenario(
             raise UserError(f"fleet.name = '{fleet.name}': expected none with --engine {engine}")
         scenario = fit_scenario(scenario, fleet)
         check_fleet(fleet, scenario.config)
+        if scenario.config.run.resume:
+            raise UserError(
+                f"run.resume = '{scenario.config.run.resume}': expected none with fleet.name "
+                f"(a checkpoint does not hold the virtual clock)"
+            )
     run_folder = default_run_folder(scenario.config)
-    check_run_folder(run_folder)
+    if not scenario.config.run.resume:
+        check_run_folder(run_folder)
     if engine == "ray":
         return _run_on_ray(scenario, reporter, run_folder, num_workers, debug)
     return _run_locally(scenario, reporter, run_folder, num_workers, fleet)
@@ -75,20 +83,23 @@ def _run_locally(
 
         emulated = EmulatedRun(fleet, config)
     with LocalGrid(
-        client_app=CLIENT_APP,
+        client_app=CLIENT_APP if config.attack.name == "none" else HOSTILE_APP,
         run_config=config.to_flat(),
         num_nodes=config.data.num_devices,
         num_workers=min(num_workers, config.data.num_devices),
         threads=config.run.threads,
         on_reply=reporter.replied,
         node_config=emulated.node_config() if emulated else None,
+        state_folder=device_folder(run_folder),
     ) as grid:
         # Imported now: it takes seconds, in which the workers do the same.
         if emulated is not None:
             return emulated.run(grid, reporter, run_folder)
         from server.app import run_federation
 
-        return run_federation(grid, config, reporter, run_folder)
+        return run_federation(
+            grid, config, reporter, run_folder, device_states=device_folder(run_folder)
+        )
 
 
 def _run_on_ray(
@@ -100,10 +111,15 @@ def _run_on_ray(
 ) -> dict[str, Any]:
     if num_workers < 1:
         raise UserError(f"--workers = {num_workers}: expected at least 1 with --engine ray")
+    if scenario.config.attack.name != "none":
+        raise UserError(
+            f"attack.name = {scenario.config.attack.name!r}: expected 'none' with --engine ray"
+        )
     started = time.perf_counter()
+    out = "" if scenario.config.run.resume else str(run_folder)
     reporter.start(scenario.config, run_folder)
     run_on_ray(
-        absolute_paths({**scenario.settings, "run.out": str(run_folder)}),
+        absolute_paths({**scenario.settings, "run.out": out}),
         PROJECT_FOLDER,
         num_devices=scenario.config.data.num_devices,
         num_cpus=num_workers,
@@ -119,7 +135,12 @@ def _run_on_ray(
 def absolute_paths(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The settings with paths that hold in any working directory: a bundled app has its own."""
     absolute = dict(settings)
-    for key, word in (("run.out", None), ("data.root", None), ("model.teacher", "shipped")):
+    for key, word in (
+        ("run.out", None),
+        ("run.resume", None),
+        ("data.root", None),
+        ("model.teacher", "shipped"),
+    ):
         value = settings.get(key)
         if isinstance(value, str) and value and value != word:
             absolute[key] = str(Path(value).expanduser().resolve())

@@ -16,12 +16,17 @@ from dataclasses import dataclass, field
 from multiprocessing import connection, parent_process
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 FIRST_NODE_ID = 2
 """Node id of partition 0; Flower keeps 0 and 1 for itself."""
+
+STATE_SUFFIX = ".state"
+"""Of a node's state: Flower's own serialization, which runs no code when it is read."""
 
 READY = b"ready"
 
@@ -57,7 +62,7 @@ class Fleet:
 
     def state_file(self, node_id: int) -> Path:
         """The file that keeps one node's state."""
-        return self.state_folder / f"{node_id}.pickle"
+        return self.state_folder / f"{node_id}{STATE_SUFFIX}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,7 @@ def run_message(app: ClientApp, fleet: Fleet, request: bytes) -> bytes:
             NUM_PARTITIONS_KEY: fleet.num_nodes,
             **fleet.node_config.get(node_id - FIRST_NODE_ID, {}),
         },
-        state=pickle.loads(kept) if kept else RecordDict(),
+        state=recorddict_from_proto(ProtoRecordDict.FromString(kept)),
         run_config=dict(fleet.run_config),
     )
     try:
@@ -95,7 +100,7 @@ def run_message(app: ClientApp, fleet: Fleet, request: bytes) -> bytes:
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp answered with a {type(reply).__name__}, no Message")
         outcome = pickle.dumps(Outcome(reply=reply))
-        state = pickle.dumps(context.state)
+        state = recorddict_to_proto(context.state).SerializeToString()
     except (Exception, SystemExit) as error:
         return pickle.dumps(
             Outcome(
@@ -146,6 +151,7 @@ def _exit_with_parent() -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: the process may be killed at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_bytes(content)
     partial.replace(path)

@@ -33,7 +33,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from common.config import StrategyConfig
 from common.messages import METRICS, PAYLOADS, REPLY, Reply, Stage, TrainRequest
-from common.updates import encode_codes, encode_delta, encode_float, encode_int8
+from common.updates import Metadata, encode_codes, encode_delta, encode_float, encode_int8
 from common.wire_tensors import Codes
 from server.packed_updates import PackedUpdates, StagePlan, to_record, to_state
 from server.registry import RegisteredDevice, SampledGrid
@@ -117,14 +117,15 @@ def _fuzz_round(
     replies = []
     for partition_id, message in enumerate(messages):
         reply = _good_reply(partition_id, request, state, choice)
-        record: RecordDict | None = reply.to_record()
-        if partition_id < HOSTILE:
-            report.num_replies += 1
-            record = hostile_record(reply, state, choice)
-            if record is None:
-                report.num_unreadable += 1
-                continue
-        replies.append(Message(record, reply_to=message))
+        if partition_id >= HOSTILE:
+            replies.append(Message(reply.to_record(), reply_to=message))
+            continue
+        report.num_replies += 1
+        record = hostile_record(reply, state, choice)
+        if record is None:
+            report.num_unreadable += 1
+        else:
+            replies.append(Message(record, reply_to=message))
     started = time.perf_counter()
     aggregated, _ = strategy.aggregate_train(3, replies)
     report.slowest_seconds = max(report.slowest_seconds, time.perf_counter() - started)
@@ -146,7 +147,7 @@ def _good_reply(
     changed = {
         name: values * np.float32(choice.uniform(0.9, 1.1)) for name, values in state.items()
     }
-    metadata = {"round": request.round_index, "base-hash": request.model_hash}
+    metadata: Metadata = {"round": request.round_index, "base-hash": request.model_hash}
     kind = choice.choice(("delta", "float32", "codes"))
     if kind == "delta":
         rng = np.random.default_rng(choice.getrandbits(32))

@@ -103,10 +103,27 @@ def test_what_the_options_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [("it's: 12", 3, {"engine": "ray", "num_workers": 3, "debug": False})]
 
 
+def test_a_run_goes_on_in_a_folder_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resumed = []
+
+    def run(scenario: runner.Scenario, reporter: object, **options: object) -> None:
+        resumed.append(scenario.config.run.resume)
+
+    monkeypatch.setattr(runner, "run_scenario", run)
+    assert cli.main(["run", "digits", "--resume", str(tmp_path)]) == 0
+    assert resumed == [str(tmp_path)]
+    assert cli.main(["run", "digits", "--resume", str(tmp_path / "none")]) == 2
+    assert "expected the folder of a run" in capsys.readouterr().err.replace("\n", " ")
+    arguments = ["run", "digits", "--resume", str(tmp_path), "--out", str(tmp_path / "other")]
+    assert cli.main(arguments) == 2
+
+
 def test_list_names_and_describes_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["cifar100", "digits"]
+    assert [line.split()[0] for line in lines] == ["cifar100", "digits", "poisoning"]
     assert all(len(line.split()) > 5 for line in lines)
 
 

@@ -269,7 +269,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with _grid(1) as grid:
         (reply,) = grid.send_and_receive([Message(_train_content(), 2, "train")])
-        assert len(list(tmp_path.glob("fedquarc-states-*/2.pickle"))) == 1
+        assert len(list(tmp_path.glob("fedquarc-states-*/2.state"))) == 1
     assert not list(tmp_path.glob("fedquarc-states-*"))
     assert not _is_running(int(_fact(reply, "pid")))  # type: ignore[call-overload]
 

@@ -15,7 +15,7 @@ from common.config import Config, StrategyConfig
 from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, Status, TrainRequest
 from common.settings import Scalar
-from common.updates import decode_state, encode_delta, encode_float
+from common.updates import Metadata, decode_state, encode_delta, encode_float
 from server.packed_updates import (
     PackedUpdates,
     StagePlan,
@@ -335,7 +335,7 @@ def test_a_rounded_change_may_end_just_below_zero() -> None:
     strategy = strategy_of("fedavg")
     (message,) = strategy.configure_train(1, to_record(state(0)), ConfigRecord(), view_of(1))
     request = TrainRequest.from_record(message.content)
-    metadata = {"base-hash": request.model_hash, "round": 0}
+    metadata: Metadata = {"base-hash": request.model_hash, "round": 0}
     for step, is_good in ((-2.4e-4, True), (-0.1, False)):
         changed = state(1, variance=-2.4e-4, step=step)
         update, _ = encode_delta(changed, state(0), 4, None, np.random.default_rng(0), metadata)

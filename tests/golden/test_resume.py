@@ -1,0 +1,171 @@
+"""A run that is killed and goes on ends like one that was left alone: to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import simulations.pool
+from common.errors import UserError
+from simulations.console import ConsoleReporter
+from simulations.runner import run_scenario
+from simulations.scenario import load_scenario
+from tests.conftest import ROOT
+
+NUM_DEVICES = 3
+SETTINGS = {
+    "data.num-devices": NUM_DEVICES,
+    "warmup.num-rounds": 2,
+    "warmup.local-epochs": 1,
+    "federation.num-rounds": 3,
+    "coreset.fraction": 0.2,
+    "coreset.interval": 2,
+    "quantization.activation-bits": 8,
+    "quantization.calibration-batches": 1,
+    "strategy.name": "fedavgm",
+    "evaluation.device-interval": 2,
+}
+"""Every stage, momentum on the server, error feedback and a coreset that outlives a round."""
+
+
+def run_here(folder: Path, *, resume: bool, **settings: object) -> str:
+    """The federation in this process; what it told."""
+    place = {"run.resume" if resume else "run.out": folder}
+    overrides = [f"{key}={value}" for key, value in {**SETTINGS, **place, **settings}.items()]
+    output = io.StringIO()
+    with ConsoleReporter(Console(file=output)) as reporter:
+        run_scenario(load_scenario("digits", overrides), reporter, num_workers=0)
+    return output.getvalue()
+
+
+def die_before_message(number: int) -> Callable[..., bytes]:
+    """A `run_message` that kills its process, at once and whatever it is doing, at a message."""
+    original, count = simulations.pool.run_message, 0
+
+    def run_message(*arguments: Any) -> bytes:
+        nonlocal count
+        count += 1
+        if count > number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    return run_message
+
+
+def run_and_die(folder: Path, resume: bool, num_messages: int) -> None:
+    """The main function of a process that dies after so many messages."""
+    simulations.pool.run_message = die_before_message(num_messages)
+    run_here(folder, resume=resume)
+
+
+def run_until_killed(folder: Path, *, resume: bool, num_messages: int) -> None:
+    """The federation in a process of its own; one from a fork server, which has run no thread."""
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=run_and_die, args=(folder, resume, num_messages))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def sha256(folder: Path, name: str) -> str:
+    return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if not key.endswith("_seconds")}
+        for line in lines
+    ]
+
+
+def assert_equal_runs(folder: Path, reference: Path) -> None:
+    for model in ("teacher.safetensors", "last.safetensors", "best.safetensors", "last.fqrc"):
+        assert sha256(folder, model) == sha256(reference, model), model
+    assert metrics(folder) == metrics(reference)
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    run_here(folder, resume=False)
+    return folder
+
+
+def damage(checkpoints: Path) -> str:
+    """Flip a bit in the arrays of the newest checkpoint; its name."""
+    newest = max(path for path in checkpoints.iterdir() if path.name.isdecimal())
+    content = bytearray((newest / "arrays.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "arrays.safetensors").write_bytes(content)
+    return newest.name
+
+
+def test_a_run_that_is_killed_again_and_again(reference: Path, tmp_path: Path) -> None:
+    """Killed at seeded random messages: in the first round, in the warm-up, and in QuaRC rounds.
+
+    A continuation asks every device again who it is (3 messages), then works on from the round
+    that was not finished. The fourth one finds its newest checkpoint damaged.
+    """
+    choice = random.Random(5)
+    folder = tmp_path / "run"
+    run_until_killed(folder, resume=False, num_messages=3 + choice.randrange(3))
+    run_until_killed(folder, resume=True, num_messages=3 + 3 + choice.randrange(3))
+    # The second round of the warm-up, calibration, and one to two rounds of QuaRC.
+    run_until_killed(folder, resume=True, num_messages=3 + 3 + 3 + 3 + choice.randrange(1, 6))
+    with pytest.raises(UserError, match=r"training.learning-rate = 0.5: the run in .* has 0.02"):
+        run_here(folder, resume=True, **{"training.learning-rate": 0.5})
+    name = damage(folder / "checkpoints")
+    told = run_here(folder, resume=True)
+    assert f"checkpoint {name} is damaged" in told
+    assert "going on after" in told
+    assert_equal_runs(folder, reference)
+    with pytest.raises(UserError, match="this run is over"):
+        run_here(folder, resume=True)
+
+
+def test_worker_processes_go_on_as_well(reference: Path, tmp_path: Path) -> None:
+    """SIGKILL to `python -m simulations` once a seeded random number of rounds is recorded."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "simulations", "run", "digits", "--workers", "2"]
+    overrides = ["--set", *(f"{key}={value}" for key, value in SETTINGS.items())]
+    process = subprocess.Popen(
+        [*command, "--out", str(folder), *overrides], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    num_rounds = random.Random(7).randrange(1, 6)
+    while process.poll() is None:
+        time.sleep(0.02)
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_text().count('"kind": "round"') >= num_rounds:
+            process.kill()
+            break
+    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(
+        [*command, "--resume", str(folder), *overrides], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(folder, reference)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("precious")
+    with pytest.raises(UserError, match="expected the folder of a run"):
+        run_here(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    shutil.rmtree(tmp_path)
