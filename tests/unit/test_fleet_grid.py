@@ -272,3 +272,31 @@ def test_accuracy_of_each_class() -> None:
         assert figures == {"device_class": "0.4 GFLOP/s" if partition_id == 2 else "slow"}
     summary = grid.annotate({"kind": "summary"})
     assert summary["class_accuracy"] == {"0.4 GFLOP/s": 100.0, "slow": 50.0}
+
+
+def test_two_runs_are_the_same() -> None:
+    """Five rounds of devices that come, go, fail and wait: every figure, from the seed alone."""
+
+    def run() -> list[dict[str, object]]:
+        flaky = {
+            "failure_rate": 0.3,
+            "mean_delay_seconds": 2.0,
+            "availability": Availability(probability=0.7, slot_seconds=5.0),
+        }
+        profiles = [profile(0.1 * (1 + i % 3), **flaky) for i in range(12)]
+        grid, _ = make_grid(*profiles, **{"fleet.deadline": 8.0, "fleet.over-selection": 2.0})
+        lines = []
+        for index in range(5):
+            there = set(grid.get_node_ids())
+            messages = [m for m in train_messages(12, index) if m.metadata.dst_node_id in there]
+            grid.send_and_receive(messages)
+            for message in messages:
+                partition_id = message.metadata.dst_node_id - FIRST_NODE_ID
+                lines.append(grid.annotate({**device_line(partition_id), "round": index + 1}))
+            lines.append(grid.annotate({"kind": "round", "stage": "quantized", "round": index + 1}))
+        return [*lines, grid.annotate({"kind": "summary"})]
+
+    first = run()
+    assert first == run()
+    fates = {str(line["fate"]) for line in first if "fate" in line}
+    assert fates >= {"trained", "failed", "surplus"}
