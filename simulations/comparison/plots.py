@@ -165,7 +165,7 @@ def _draw_cost(axes: Any, comparison: Comparison) -> None:
         )
     _finish(axes, "seconds of selection and training, all devices")
     low, high = axes.get_xlim()
-    if low > 0 and high > 5 * low:
+    if low > 0 and high > 20 * low:
         ticker = import_extra("matplotlib.ticker", needed_for=NEEDED_FOR)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -74,6 +74,11 @@ class FleetPlan:
         """Devices by class and fate, over all rounds."""
         self.seconds_sum = np.zeros(len(self.profiles))
         """Virtual seconds of the replies that were used, by class."""
+        if config.coreset.adaptive or config.training.partial_work:
+            raise UserError(
+                "a plan does not foresee what devices make of coreset.adaptive and "
+                "training.partial-work: expected false"
+            )
         bits = config.quantization.weight_bits
         able = np.array([bits in profile.weight_bits for profile in self.profiles])
         if not able.any():

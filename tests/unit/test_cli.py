@@ -123,6 +123,15 @@ def test_a_run_goes_on_in_a_folder_that_is_there(
 def test_list_names_and_describes_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "cifar100",
+        "digits",
+        "stragglers-adaptive",
+        "stragglers-drop",
+        "stragglers-partial",
+        "stragglers-quarc",
+        "stragglers-wait",
+    ]
     assert [line.split()[0] for line in lines] == ["cifar100", "digits", "poisoning"]
     assert all(len(line.split()) > 5 for line in lines)
 

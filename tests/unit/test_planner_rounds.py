@@ -155,6 +155,8 @@ def test_impossible_plans_are_refused() -> None:
         next(plan.run())
     with pytest.raises(UserError, match=r"no class trains at quantization\.weight-bits = 2"):
         make_plan(FleetClass(profile=replace(FAST, weight_bits=(8,)), count=1))
+    with pytest.raises(UserError, match=r"coreset\.adaptive and training\.partial-work: expected"):
+        make_plan(FleetClass(profile=FAST, count=1), coreset__adaptive=True)
 
 
 def event_by_event(
