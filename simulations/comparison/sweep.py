@@ -21,8 +21,9 @@ from simulations.comparison.groups import (
     format_value,
     short_names,
 )
+from simulations.fleet import fit_scenario, load_fleet
 from simulations.paper.results import PLACES
-from simulations.scenario import find_scenario, parse_overrides, read_scenario
+from simulations.scenario import Scenario, find_scenario, parse_overrides, read_scenario
 
 RUN_OUT = "run.out"
 
@@ -137,13 +138,17 @@ def _planned(
     sweep: Sweep, chosen: Mapping[str, Scalar], seed: int, *, is_alone: bool
 ) -> PlannedRun:
     settings = {**sweep.settings, **chosen, SEED: seed}
+    scenario = Scenario(name=sweep.name, settings=settings, config=Config.from_flat(settings))
+    if scenario.config.fleet.name:
+        # As a run does, so that what it records is what was planned.
+        scenario = fit_scenario(scenario, load_fleet(scenario.config.fleet.name))
     keys = list(sweep.axes)
     shown = describe_settings(chosen, keys) if keys else ""
     return PlannedRun(
         name=_folder_name(sweep, chosen, seed),
         label="" if is_alone else ", ".join(part for part in (sweep.name, shown) if part),
-        settings=settings,
-        config=Config.from_flat(settings),
+        settings=scenario.settings,
+        config=scenario.config,
     )
 
 

@@ -116,3 +116,13 @@ def test_work_counts_epochs_over_the_images(tmp_path: Path) -> None:
     assert [run.work for run in planned(file)] == [12.0, 30.0]
     with_teacher = planned(file, overrides=("model.teacher=shipped",))
     assert [run.work for run in with_teacher] == [2.0, 20.0]
+
+
+def test_a_fleet_of_a_fixed_number_sets_the_number_of_devices(tmp_path: Path) -> None:
+    """pi-lab has 10 devices, mixed-100 has 100: what a run records is what was planned."""
+    file = write(tmp_path, "data.num-devices: 7\nfleet.name: [pi-lab, mixed-100, homogeneous]\n")
+    runs = planned(file)
+    assert [run.config.data.num_devices for run in runs] == [10, 100, 7]
+    assert [run.compared["data.num-devices"] for run in runs] == [10, 100, 7]
+    with pytest.raises(UserError, match="unknown fleet 'nope'"):
+        planned(file, overrides=("fleet.name=nope",))
