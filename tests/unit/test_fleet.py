@@ -5,8 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.config import Config
 from common.errors import UserError
-from simulations.fleet import load_fleet, shipped_fleets
+from simulations.fleet import (
+    check_fleet,
+    fit_scenario,
+    fleet_overrides,
+    load_fleet,
+    shipped_fleets,
+)
+from simulations.scenario import load_scenario
 
 CLASS = """
     training-gflops: 2
@@ -162,3 +170,53 @@ def test_a_missing_trace(tmp_path: Path) -> None:
     text = f"classes:\n  mine:{CLASS}    count: 2\n    availability: {{trace: none.csv}}\n"
     with pytest.raises(UserError, match="cannot be read: No such file"):
         load_fleet(write(tmp_path, text))
+
+
+def test_a_measured_speed(tmp_path: Path) -> None:
+    """A tenth of a second for ResNet-20's 244,028,928 operations (test_flops derives them)."""
+    text = "classes: {raspberry-pi-4: {count: 1, seconds-per-sample: 0.1, model: resnet20}}"
+    (profile,) = load_fleet(write(tmp_path, text)).profiles
+    assert profile.training_gflops == pytest.approx(2.44028928, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ("seconds-per-sample: 0, model: resnet20", "seconds-per-sample = 0: expected"),
+        ("seconds-per-sample: 1", "seconds-per-sample needs the name of its model"),
+        (
+            "seconds-per-sample: 1, model: resnet20, training-gflops: 2",
+            "give training-gflops or seconds-per-sample, not both",
+        ),
+    ],
+)
+def test_bad_measured_speeds(tmp_path: Path, figures: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_fleet(write(tmp_path, f"classes: {{raspberry-pi-4: {{count: 1, {figures}}}}}"))
+    assert message in str(error.value)
+
+
+class TestRun:
+    def test_a_fleet_fixes_the_number_of_devices(self) -> None:
+        scenario = fit_scenario(load_scenario("cifar100"), load_fleet("mixed-100"))
+        assert scenario.config.data.num_devices == 100
+        assert scenario.settings["data.num-devices"] == 100
+        unchanged = load_scenario("digits")
+        assert fit_scenario(unchanged, load_fleet("flaky")) is unchanged
+
+    def test_another_number_on_the_command_line_is_refused(self) -> None:
+        assert fleet_overrides("mixed-100", {"data.num-devices": 100}) == ["fleet.name='mixed-100'"]
+        with pytest.raises(UserError, match=r"mixed-100 has 100 devices: data.num-devices = 7"):
+            fleet_overrides("mixed-100", {"data.num-devices": 7})
+        with pytest.raises(UserError, match=r"fleet.name is set twice"):
+            fleet_overrides("mixed-100", {"fleet.name": "flaky"})
+
+    def test_a_fleet_that_cannot_train_at_these_bits(self, tmp_path: Path) -> None:
+        text = "classes: {raspberry-pi-4: {count: 4, weight-bits: [8]}}"
+        with pytest.raises(UserError, match=r"no class trains at quantization.weight-bits = 2"):
+            check_fleet(load_fleet(write(tmp_path, text)), Config())
+
+    def test_a_data_share_is_refused(self, tmp_path: Path) -> None:
+        text = "classes: {raspberry-pi-4: {count: 4, data-share: 0.5}}"
+        with pytest.raises(UserError, match=r"raspberry-pi-4: data-share = 0.5"):
+            check_fleet(load_fleet(write(tmp_path, text)), Config())
