@@ -57,7 +57,7 @@ AXES = (
     Axis(
         name="energy",
         title="Accuracy by energy",
-        label="kilojoules of all devices",
+        label="kilojoules of all devices, without warm-up",
         positions=running_total("joules", 1e-3),
     ),
 )

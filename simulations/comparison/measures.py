@@ -191,7 +191,10 @@ FLEET_NOTE = (
     "Virtual, energy, replies used: of the emulated fleet; virtual seconds are those of its clock, "
     "energy is that of all devices, replies used are those of the devices that were asked to train."
 )
-TARGET_NOTE = "To a Top-1: at the first evaluation that reaches it, over the seeds that do."
+TARGET_NOTE = (
+    "To a Top-1: at the first evaluation that reaches it, over the seeds that do; rounds, bytes and "
+    "energy are those of the quantization-aware rounds, without warm-up."
+)
 
 
 def report_measures(runs: Iterable[RunRecord], target: float | None = None) -> list[Measure]:
