@@ -192,8 +192,8 @@ FLEET_NOTE = (
     "energy is that of all devices, replies used are those of the devices that were asked to train."
 )
 TARGET_NOTE = (
-    "To a Top-1: at the first evaluation that reaches it, over the seeds that do; rounds, bytes and "
-    "energy are those of the quantization-aware rounds, without warm-up."
+    "To a Top-1: at the first evaluation that reaches it, over the seeds that do; rounds, bytes "
+    "and energy are those of the quantization-aware rounds, without warm-up."
 )
 
 
