@@ -148,7 +148,9 @@ def _setup(context: Context) -> tuple[Config, Device]:
         device = _local_device(config, node, context.state)
     else:
         device = emulated_device(config, node.partition_id)
-    return config, replace(device, pace=Pace.from_figures(context.node_config))
+    return config, replace(
+        device, pace=Pace.from_figures(context.node_config), max_memory_bytes=node.max_memory
+    )
 
 
 def _local_device(config: Config, node: NodeSettings, records: RecordDict) -> Device:

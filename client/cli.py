@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--partition-id", type=int, help="who this device is (default: from its key)")
     run.add_argument("--threads", type=int, default=0, help="default: as the run says")
     run.add_argument(
+        "--max-memory", metavar="SIZE", help="of the training process, as 512M: smaller passes"
+    )
+    run.add_argument(
         "--max-temperature",
         type=float,
         default=0.0,
@@ -58,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--batch-size", type=int, default=32)
     measure.add_argument("--threads", type=int, default=1)
     measure.add_argument(
-        "--max-memory", metavar="SIZE", help="look for the largest batch that fits, as 512M"
+        "--max-memory", metavar="SIZE", help="limit, as 512M; also finds the largest batch"
     )
     measure.add_argument("--superlink", default="", metavar="HOST:PORT", help="measure latency to")
     measure.add_argument("--ca", type=Path, help="certificate of the server's CA")
@@ -75,6 +78,7 @@ def _add_place(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from client.launch import Launch, run_supernode
+    from client.memory import parse_size
 
     run_supernode(
         Launch(
@@ -84,6 +88,7 @@ def _run(options: argparse.Namespace) -> int:
             ca=options.ca,
             partition_id=options.partition_id,
             threads=options.threads,
+            max_memory_bytes=parse_size(options.max_memory) if options.max_memory else 0,
             max_temperature=options.max_temperature,
             min_battery=options.min_battery,
         )
@@ -126,8 +131,8 @@ def _measure(options: argparse.Namespace) -> int:
         image_size=options.image_size,
         batch_size=options.batch_size,
         threads=options.threads,
+        max_memory_bytes=parse_size(options.max_memory) if options.max_memory else 0,
     )
-    limit = parse_size(options.max_memory) if options.max_memory else 0
-    report = measure_device(workload, limit, options.superlink, options.ca)
+    report = measure_device(workload, options.superlink, options.ca)
     sys.stdout.write(to_yaml(options.name, workload, report))
     return 0

@@ -37,6 +37,8 @@ class Device:
     """Whether its images are a part of the configured split; else they are on its own disk."""
     pace: Pace | None = None
     """How fast it is, where its operator says so."""
+    max_memory_bytes: int = 0
+    """That the process which trains may hold; 0: no limit."""
 
 
 def emulated_device(config: Config, partition_id: int) -> Device:

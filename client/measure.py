@@ -32,10 +32,11 @@ class DeviceReport:
     """Half of a TLS request's round trip to the SuperLink; None: not measured."""
 
 
-def measure_device(
-    workload: Workload, max_memory_bytes: int = 0, superlink: str = "", ca: Path | None = None
-) -> DeviceReport:
+def measure_device(workload: Workload, superlink: str = "", ca: Path | None = None) -> DeviceReport:
     """Train in processes of their own and look at what they took.
+
+    With a limit of memory batches pass in parts that fit, and the largest batch that fits whole is
+    looked for.
 
     Raises:
         UserError: the training failed, or not even the smallest batch fits.
@@ -51,30 +52,29 @@ def measure_device(
             latency = min(timed(lambda: get_health(host, port, ca)) for _ in range(3)) / 8
         except OSError as error:
             raise UserError(f"{superlink} does not answer: {error}") from error
-    largest = largest_batch(workload, result, max_memory_bytes) if max_memory_bytes else 0
+    largest = largest_batch(workload) if workload.max_memory_bytes else 0
     return DeviceReport(result=result, largest_batch=largest, latency_seconds=latency)
 
 
-def largest_batch(workload: Workload, measured: WorkloadResult, max_memory_bytes: int) -> int:
-    """The largest power of two as batch whose process stays below ``max_memory_bytes``.
+def largest_batch(workload: Workload) -> int:
+    """The largest power of two as batch whose process stays within the workload's limit.
 
     Raises:
         UserError: not even `SMALLEST_BATCH` does.
     """
 
     def peak(batch_size: int) -> int:
-        if batch_size == workload.batch_size:
-            return measured.peak_bytes
         # So few images that every batch is measured with one or two steps.
         small = replace(
             workload,
             batch_size=batch_size,
             num_images=max(2 * batch_size, workload.num_classes),
             fraction=1.0,
+            max_memory_bytes=0,
         )
         return measure_workload(small).peak_bytes
 
-    return largest_fitting(peak, max_memory_bytes)
+    return largest_fitting(peak, workload.max_memory_bytes)
 
 
 def largest_fitting(peak: Callable[[int], int], max_memory_bytes: int) -> int:
@@ -109,9 +109,14 @@ def to_yaml(name: str, workload: Workload, report: DeviceReport) -> str:
     if report.latency_seconds is not None:
         figures["latency-seconds"] = round(report.latency_seconds, 4)
     body = yaml.safe_dump({"classes": {name: figures}}, sort_keys=False)
+    limit = (
+        f" in parts that fit into {workload.max_memory_bytes / MB:.0f} MB"
+        if workload.max_memory_bytes
+        else ""
+    )
     notes = [
         f"{workload.model}, {workload.num_images} images of {workload.image_size} pixels, "
-        f"batches of {workload.batch_size}, {workload.threads} thread(s), torch "
+        f"batches of {workload.batch_size}{limit}, {workload.threads} thread(s), torch "
         f"{result.torch_version}",
         f"{result.images_per_second:.1f} images/s trained (teacher and student)",
         f"peak {result.peak_bytes / MB:.0f} MB: import torch {result.torch_bytes / MB:.0f}, "

@@ -5,6 +5,7 @@ Keys of the node config; none is needed on an emulated device but Flower's own `
 - ``data-dir``: folder of the device's own images; without it the device is emulated.
 - ``partition-id``: who the device is among the others; by default a number made from its node id.
 - ``threads``: Torch threads, instead of the run's.
+- ``max-memory``: bytes that the ClientApp's process may hold; batches pass in parts that fit.
 - ``max-temperature``: degrees Celsius above which training pauses.
 - ``min-battery``: per cent of charge below which training pauses while on battery.
 """
@@ -33,6 +34,8 @@ class NodeSettings:
     """Empty: an emulated device."""
     threads: int = 0
     """0: as many as the run says."""
+    max_memory: int = 0
+    """Bytes; 0: no limit."""
     max_temperature: float = 0.0
     """Degrees Celsius; 0: whatever the temperature."""
     min_battery: float = 0.0
@@ -45,6 +48,8 @@ class NodeSettings:
             )
         if not 0 <= self.threads <= 256:
             raise UserError(f"node config threads = {self.threads}: expected 1 to 256")
+        if self.max_memory < 0:
+            raise UserError(f"node config max-memory = {self.max_memory}: expected bytes")
         if not 0 <= self.max_temperature <= 150:
             raise UserError(
                 f"node config max-temperature = {self.max_temperature}: expected 0 to 150"
@@ -59,6 +64,7 @@ class NodeSettings:
             partition_id=_integer(node_config, "partition-id", node_id % (MAX_PARTITION_ID + 1)),
             data_dir=str(node_config.get("data-dir", "")),
             threads=_integer(node_config, "threads", 0),
+            max_memory=_integer(node_config, "max-memory", 0),
             max_temperature=_number(node_config, "max-temperature"),
             min_battery=_number(node_config, "min-battery"),
         )

@@ -10,6 +10,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor, nn
 
+from client.batch_fit import fitting_part_size
 from client.deadline import Pace, fitting_epochs, fitting_fraction, seconds_to_compute
 from client.device import Device, float_model, quantized_model
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
@@ -49,6 +50,7 @@ def float_round(
     epochs = config.warmup.local_epochs
     task = replace(
         _task(config, request, epochs=epochs),
+        max_part_size=_part_size(device, model, config.warmup.batch_size),
         batch_size=config.warmup.batch_size,
         learning_rate=config.warmup.learning_rate,
         schedule="cosine",
@@ -219,7 +221,11 @@ def _train_on_coresets(
     task = _task(config, request, epochs=config.training.local_epochs)
     return train_on_coresets(
         coreset_config,
-        replace(task, num_epochs=num_epochs),
+        replace(
+            task,
+            num_epochs=num_epochs,
+            max_part_size=_part_size(device, student, task.batch_size),
+        ),
         device.train,
         device.dataset,
         student=student,
@@ -286,6 +292,11 @@ def _task(config: Config, request: TrainRequest, *, epochs: int) -> TrainingTask
         total_epochs=request.num_rounds * epochs,
         proximal_mu=request.proximal_mu,
     )
+
+
+def _part_size(device: Device, model: nn.Module, batch_size: int) -> int:
+    _, channels, height, width = device.train.images.shape
+    return fitting_part_size(model, (channels, height, width), batch_size, device.max_memory_bytes)
 
 
 def _metrics(result: TrainingResult, num_examples: int, seconds: float) -> dict[str, int | float]:

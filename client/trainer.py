@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ class TrainingTask:
     total_epochs: int
     """Epochs of all rounds: what the schedule spans."""
     proximal_mu: float = 0.0
+    max_part_size: int = 0
+    """Most images in one pass; larger batches pass in parts whose gradients add up (the same step
+    but for batch normalisation's statistics, which are each part's). 0: whole batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +96,9 @@ def train(
 ) -> TrainingResult:
     """Train ``model`` in place on ``images[indices]``.
 
-    One forward pass of the student and, unless the loss needs none, one of the teacher a step;
-    the features of the correction are captured in these passes.
+    One forward pass of the student and, unless the loss needs none, one of the teacher a step (or
+    a part of one, see `TrainingTask.max_part_size`); the features of the correction are captured
+    in these passes.
 
     Args:
         model: float or prepared model; the teacher is on the same torch device.
@@ -133,23 +138,30 @@ def train(
             set_learning_rate(optimizer, schedule_factor(task.schedule, progress))
             inputs = augment_batch(
                 images.images, chosen, dataset, generator=generator, augment=task.augment
-            ).to(device)
-            if teacher is not None:
-                with torch.no_grad():
-                    teacher_logits = teacher(inputs)
-                    targets = teacher_tap.take()
-            logits = model(inputs)
-            if task.loss == "kd":
-                loss = distillation(logits, teacher_logits)
-            else:
-                loss = functional.cross_entropy(logits, images.labels[chosen].to(device))
-            if corrected:
-                loss = loss + task.beta * correction_loss(task.correction, tap.take(), targets)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise DivergedError(f"loss is {value} in step {num_steps}")
+            )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            value = 0.0
+            for part in parts(len(chosen), task.max_part_size):
+                part_inputs = inputs[part].to(device)
+                if teacher is not None:
+                    with torch.no_grad():
+                        teacher_logits = teacher(part_inputs)
+                        targets = teacher_tap.take()
+                logits = model(part_inputs)
+                if task.loss == "kd":
+                    loss = distillation(logits, teacher_logits)
+                else:
+                    labels = images.labels[chosen[part]]
+                    loss = functional.cross_entropy(logits, labels.to(device))
+                if corrected:
+                    loss = loss + task.beta * correction_loss(task.correction, tap.take(), targets)
+                # Losses are means: parts count by their images. Of one part the share is 1.
+                loss = loss * ((part.stop - part.start) / len(chosen))
+                part_value = loss.item()
+                if not math.isfinite(part_value):
+                    raise DivergedError(f"loss is {part_value} in step {num_steps}")
+                value += part_value
+                loss.backward()
             add_proximal_gradient(anchors, task.proximal_mu)
             optimizer.step()
             clamp_steps(steps)
@@ -174,6 +186,13 @@ def batches(
         for step, chosen in enumerate(order.tensor_split(num_batches)):
             done = task.first_epoch + epoch + step / num_batches
             yield done / task.total_epochs, chosen
+
+
+def parts(num_images: int, max_size: int) -> list[slice]:
+    """As few parts of a batch as possible, none above ``max_size`` (0: one), sizes alike."""
+    count = math.ceil(num_images / max_size) if max_size else 1
+    bounds = [num_images * index // count for index in range(count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def schedule_factor(schedule: str, progress: float) -> float:

@@ -38,6 +38,8 @@ class Workload:
     weight_bits: int = 2
     correction: str = "clc-channel"
     threads: int = 1
+    max_memory_bytes: int = 0
+    """Batches pass in parts that fit; 0: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,13 @@ def run_workload(workload: Workload) -> WorkloadResult:
         flip=True,
     )
     config = _config(workload)
-    device = Device(partition_id=0, dataset=dataset, train=images, holdout=images)
+    device = Device(
+        partition_id=0,
+        dataset=dataset,
+        train=images,
+        holdout=images,
+        max_memory_bytes=workload.max_memory_bytes,
+    )
     request = _request(config, workload)
     # Teacher forward, student forward and backward: a backward pass takes two products where the
     # forward pass takes one.

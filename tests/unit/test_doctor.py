@@ -124,7 +124,9 @@ def test_flower_understands_the_command(keys: KeyFolder, tmp_path: Path) -> None
     """The node config survives Flower's own parser, a blank in the path included."""
     data = tmp_path / "my images"
     data.mkdir()
-    settings = launch(keys, data, partition_id=7, threads=4, max_temperature=75.0)
+    settings = launch(
+        keys, data, partition_id=7, threads=4, max_memory_bytes=512_000_000, max_temperature=75.0
+    )
     check_launch(settings)
     command = supernode_command(settings)
     assert "--insecure" not in command
@@ -132,7 +134,11 @@ def test_flower_understands_the_command(keys: KeyFolder, tmp_path: Path) -> None
     assert command[command.index("--root-certificates") + 1] == str(keys.root / "ca.crt")
     node_config = parse_config_args([command[command.index("--node-config") + 1]])
     assert NodeSettings.from_node_config(node_config, 1) == NodeSettings(
-        partition_id=7, data_dir=str(data.resolve()), threads=4, max_temperature=75.0
+        partition_id=7,
+        data_dir=str(data.resolve()),
+        threads=4,
+        max_memory=512_000_000,
+        max_temperature=75.0,
     )
 
 
