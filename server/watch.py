@@ -70,7 +70,7 @@ class RunView:
         if line["task"] == "train":
             device.coreset_size = line.get("coreset_size", device.coreset_size)
             device.round_seconds = line.get("round_seconds", device.round_seconds)
-            device.temperature = line.get("temperature", device.temperature)
+            device.temperature = line.get("temperature_celsius", device.temperature)
 
     def render(self, title: str) -> Group:
         """Tables of the last rounds and of all devices."""

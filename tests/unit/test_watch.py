@@ -50,7 +50,7 @@ def round_line(number: int) -> dict[str, Any]:
 
 
 LINES = [
-    device_line(0, 1, coreset_size=12, round_seconds=0.5, temperature=61.0),
+    device_line(0, 1, coreset_size=12, round_seconds=0.5, temperature_celsius=61.0),
     device_line(1, 1, coreset_size=20, round_seconds=0.7),
     device_line(0, 2, coreset_size=12, round_seconds=0.6),
     device_line(1, 2, "bad-update"),
