@@ -126,13 +126,13 @@ def test_list_names_and_describes_the_scenarios(capsys: pytest.CaptureFixture[st
     assert [line.split()[0] for line in lines] == [
         "cifar100",
         "digits",
+        "poisoning",
         "stragglers-adaptive",
         "stragglers-drop",
         "stragglers-partial",
         "stragglers-quarc",
         "stragglers-wait",
     ]
-    assert [line.split()[0] for line in lines] == ["cifar100", "digits", "poisoning"]
     assert all(len(line.split()) > 5 for line in lines)
 
 
