@@ -158,7 +158,7 @@ class CoresetConfig(Section):
 
     selection: str = setting("quarc", choices=SELECTIONS)
     """Score that ranks the images, or what is done with RES, or random, or full."""
-    fraction: float = setting(0.1, above=0.0, maximum=1.0)
+    fraction: float = setting(0.5, above=0.0, maximum=1.0)
     """Share of the device's images that is kept (full ignores it)."""
     balanced: bool = setting(True)
     """The same share of every class, at least one image each; false: the best overall."""
@@ -210,7 +210,7 @@ class TrainingConfig(Section):
 class WarmupConfig(Section):
     """Float rounds that make a teacher where no checkpoint is given."""
 
-    num_rounds: int = setting(5, minimum=0)
+    num_rounds: int = setting(8, minimum=0)
     """Rounds of FedAvg in float32 on all local images (ignored with a checkpoint)."""
     local_epochs: int = setting(2, minimum=1)
     """Epochs in a warm-up round."""
@@ -224,7 +224,7 @@ class WarmupConfig(Section):
 class FederationConfig(Section):
     """Rounds, participation and what travels."""
 
-    num_rounds: int = setting(10, minimum=1)
+    num_rounds: int = setting(20, minimum=1)
     """Quantization-aware rounds."""
     fraction: float = setting(1.0, above=0.0, maximum=1.0)
     """Share of the devices that is asked in a round."""
