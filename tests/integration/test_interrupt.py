@@ -24,6 +24,8 @@ def test_ctrl_c_ends_a_run_cleanly(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A job in the background ignores Ctrl-C, and so do its children: a terminal's do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stdout is not None
     for line in run.stdout:

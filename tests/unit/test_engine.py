@@ -308,6 +308,8 @@ def test_workers_do_not_outlive_their_parent(tmp_path: Path, how: signal.Signals
         env=environment,
         cwd=root,
         start_new_session=True,
+        # A job in the background ignores Ctrl-C, and so do its children: a terminal's do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert parent.stdout is not None
     pids = [int(word) for word in parent.stdout.readline().split()]

@@ -112,7 +112,8 @@ def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
 
 def test_work_counts_epochs_over_the_images(tmp_path: Path) -> None:
     """10 rounds of 2 epochs over 0.1 or all images, and 5 warm-up rounds of 2 epochs or none."""
-    file = write(tmp_path, "training.local-epochs: 2\ncoreset.selection: [res, full]\n")
+    rounds = "federation.num-rounds: 10\nwarmup.num-rounds: 5\n"
+    file = write(tmp_path, f"{rounds}training.local-epochs: 2\ncoreset.selection: [res, full]\n")
     assert [run.work for run in planned(file)] == [12.0, 30.0]
     with_teacher = planned(file, overrides=("model.teacher=shipped",))
     assert [run.work for run in with_teacher] == [2.0, 20.0]
