@@ -107,6 +107,17 @@ def sample_scores(
     raise ValueError(f"selection = {selection!r}: has no score")
 
 
+def smooth_scores(scores: Tensor, earlier: Tensor, weight: float) -> Tensor:
+    """Exponential moving average over selections, in which the earlier scores have ``weight``.
+
+    Args:
+        scores: [n], of this selection.
+        earlier: [n], their average so far, NaN where there is none: there the score stands alone.
+        weight: 0 ... 1.
+    """
+    return torch.where(earlier.isnan(), scores, torch.lerp(scores, earlier, weight))
+
+
 def balance_groups(labels: Tensor, *, balanced: bool) -> Tensor:
     """Groups [n] that are each chosen from by themselves: the classes, or all images as one."""
     return labels if balanced else torch.zeros_like(labels)
@@ -150,6 +161,10 @@ class Coreset:
     """int64 [k], ascending, into the device's training images."""
     epoch: int
     """Epochs that had been done when it was chosen."""
+    weights: Tensor | None = None
+    """[k], mean 1: how much each sample counts in the loss; None: all the same."""
+    scores: Tensor | None = None
+    """[n], smoothed scores of all images, NaN where one was never scored; None: not kept."""
 
     def is_due(self, epoch: int, interval: int) -> bool:
         """Whether it is time to choose anew: ``interval`` epochs have passed."""

@@ -1,27 +1,53 @@
 """Losses of QuaRC training: distillation, cross-entropy and cascaded layer correction (CLC).
 
-L = L_KD + beta L_CLC (QuaRC). The correction compares the student's intermediate outputs, each
-computed from the quantized outputs of the layers before it, with the teacher's. What "as a
-distribution" means is a choice; the variants here are compared in docs/results.
+L = L_KD + beta L_CLC (QuaRC). All are means over a batch, in which samples may have weights [n]
+whose mean is 1 over the coreset (not over each batch). The correction compares the student's
+intermediate outputs, each computed from the quantized outputs of the layers before it, with the
+teacher's. What "as a distribution" means is a choice; the variants here are compared in
+docs/results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def distillation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of [n, ...], with each sample's values times its weight; None: all count the same."""
+    if weights is None:
+        return values.mean()
+    return (values.reshape(len(values), -1).mean(1) * weights).mean()
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """-sum_m y log p, averaged over the batch.
+
+    Args:
+        logits: [n, classes].
+        targets: classes [n] or probabilities [n, classes].
+        weights: of the samples, [n]; None: all count the same.
+    """
+    if weights is None:
+        return functional.cross_entropy(logits, targets)
+    return weighted_mean(functional.cross_entropy(logits, targets, reduction="none"), weights)
+
+
+def distillation(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """L_KD = -sum_m p_T log p_Q, averaged over the batch.
 
     Args:
         student_logits: [n, classes].
         teacher_logits: [n, classes], without gradient.
+        weights: of the samples, [n]; None: all count the same.
     """
-    return functional.cross_entropy(student_logits, teacher_logits.softmax(1))
+    return cross_entropy(student_logits, teacher_logits.softmax(1), weights)
 
 
 def relative_entropy(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
@@ -32,32 +58,46 @@ def relative_entropy(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     return (log_student.exp() * (log_student - log_teacher)).sum(-1)
 
 
-def clc_channel(student: Tensor, teacher: Tensor) -> Tensor:
+def clc_channel(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Softmax over channels at every position of [n, c, h, w]; mean over batch and positions."""
-    return relative_entropy(student, teacher, dim=1).mean()
+    return weighted_mean(relative_entropy(student, teacher, dim=1), weights)
 
 
-def clc_pooled(student: Tensor, teacher: Tensor) -> Tensor:
+def clc_pooled(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Softmax over channels of the pooled map [n, c]; mean over the batch."""
-    return relative_entropy(student.mean((2, 3)), teacher.mean((2, 3)), dim=1).mean()
+    divergence = relative_entropy(student.mean((2, 3)), teacher.mean((2, 3)), dim=1)
+    return weighted_mean(divergence, weights)
 
 
-def clc_flat(student: Tensor, teacher: Tensor) -> Tensor:
+def clc_flat(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Softmax over the flattened map [n, c h w]; mean over the batch."""
-    return relative_entropy(student.flatten(1), teacher.flatten(1), dim=1).mean()
+    return weighted_mean(relative_entropy(student.flatten(1), teacher.flatten(1), dim=1), weights)
 
 
-def clc_spatial(student: Tensor, teacher: Tensor) -> Tensor:
+def clc_spatial(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Softmax over positions in every channel; mean over batch and channels."""
-    return relative_entropy(student.flatten(2), teacher.flatten(2), dim=2).mean()
+    return weighted_mean(relative_entropy(student.flatten(2), teacher.flatten(2), dim=2), weights)
 
 
-def normalized_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
+def normalized_squared_error(
+    student: Tensor, teacher: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """|f_Q - f_F|^2 / |f_F|^2 over the batch: the control without distributions."""
-    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(1e-12)
+    errors = (student - teacher).square()
+    if weights is not None:
+        errors = errors * weights.reshape(-1, *[1] * (errors.dim() - 1))
+    return errors.sum() / teacher.square().sum().clamp_min(1e-12)
 
 
-CORRECTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+class Correction(Protocol):
+    """Outputs of the student's layer and of the teacher's, weights of the samples -> loss."""
+
+    def __call__(
+        self, student: Tensor, teacher: Tensor, weights: Tensor | None = None
+    ) -> Tensor: ...
+
+
+CORRECTION_LOSSES: dict[str, Correction] = {
     "clc-channel": clc_channel,
     "clc-pooled": clc_pooled,
     "clc-flat": clc_flat,
@@ -66,17 +106,23 @@ CORRECTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def correction_loss(name: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def correction_loss(
+    name: str,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    weights: Tensor | None = None,
+) -> Tensor:
     """Mean over the layers of the named correction, so that one beta serves every depth.
 
     Args:
         name: a key of ``CORRECTION_LOSSES``.
         student: outputs of the student's layers, [n, c, h, w] each.
         teacher: the teacher's, same shapes.
+        weights: of the samples, [n]; None: all count the same.
 
     Raises:
         ValueError: if the two differ in length.
     """
     loss = CORRECTION_LOSSES[name]
-    terms = [loss(mine, target) for mine, target in zip(student, teacher, strict=True)]
+    terms = [loss(mine, target, weights) for mine, target in zip(student, teacher, strict=True)]
     return torch.stack(terms).mean()

@@ -101,6 +101,7 @@ def train_on_coresets(
                     epoch,
                     task.total_epochs,
                     selection_generator(epoch),
+                    coreset,
                 )
                 num_selections += 1
                 if config.selection not in STUDENT_FREE:
@@ -122,6 +123,7 @@ def train_on_coresets(
                 generator,
                 optimizer=optimizer,
                 anchors=anchors,
+                weights=_weights_by_image(coreset, len(images)),
                 on_progress=on_progress,
             )
         epoch += part.num_epochs
@@ -148,6 +150,7 @@ def _choose(
     epoch: int,
     num_epochs: int,
     generator: torch.Generator,
+    previous: Coreset | None,
 ) -> tuple[Coreset, int]:
     """A new coreset and the number of images that it was chosen from."""
     candidates = draw_pool(config, images.labels, generator)
@@ -162,8 +165,16 @@ def _choose(
         num_epochs=num_epochs,
         generator=generator,
         candidates=candidates,
+        previous=previous,
     )
     return coreset, len(images) if candidates is None else len(candidates)
+
+
+def _weights_by_image(coreset: Coreset, num_images: int) -> Tensor | None:
+    """A coreset's weights at its images' places among all [n]; None: all count the same."""
+    if coreset.weights is None:
+        return None
+    return torch.zeros(num_images).index_copy_(0, coreset.indices, coreset.weights)
 
 
 def training_task(

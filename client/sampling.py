@@ -29,6 +29,10 @@ CLUSTER_ITERATIONS = 5
 SAMPLING_FLOOR = 0.1
 """Added to a score before sampling, as a share of the mean score: every sample has a chance."""
 
+LARGEST_WEIGHT = 5.0
+"""Of a sample, in multiples of the mean: an unlikely draw must not rule its batch (Ionides,
+"Truncated Importance Sampling", 2008)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
@@ -84,11 +88,40 @@ def sampled(candidates: Candidates, generator: torch.Generator) -> Tensor:
     The order of log w_i + Gumbel noise is that of successive draws with weights w_i (Efraimidis
     and Spirakis 2006; Kool et al., "Stochastic Beams and Where to Find Them", ICML 2019).
     """
-    scores = candidates.scores.clamp_min(0)
-    weights = scores + SAMPLING_FLOOR * scores.mean() + 1e-12
-    uniform = torch.rand(len(scores), generator=generator, dtype=torch.float64)
+    num_samples = len(candidates.scores)
+    uniform = torch.rand(num_samples, generator=generator, dtype=torch.float64)
     gumbel = -torch.log(-torch.log(uniform.clamp_(1e-300, 1 - 1e-16)))
-    return weights.double().log() + gumbel
+    return _log_odds(candidates) + gumbel
+
+
+def importance_weights(candidates: Candidates, priorities: Tensor, chosen: Tensor) -> Tensor:
+    """Weights [k] that undo the preference of :func:`sampled`, largest ones clipped, mean 1.
+
+    1 / q_i with q_i = 1 - exp(-w_i exp(-kappa)), the chance to be among the k highest given that
+    the next one, of its group, is kappa (Kool et al. 2019, section 4.2). Few of many are drawn:
+    q_i ~ k p_i, p_i = w_i / sum w, so that this is 1 / (N p_i) up to a factor; near-certain draws,
+    at large shares, have q_i ~ 1.
+
+    Args:
+        candidates: that were sampled.
+        priorities: [n], what :func:`sampled` gave.
+        chosen: int64 [k], the highest of every group.
+    """
+    ranks = ranks_in_groups(priorities, candidates.groups)
+    is_next = ranks == candidates.quotas[candidates.groups]
+    # A group that is taken whole has no next one: all its chances are 1.
+    threshold = torch.full((len(candidates.quotas),), -math.inf, dtype=priorities.dtype)
+    threshold[candidates.groups[is_next]] = priorities[is_next]
+    odds = (_log_odds(candidates) - threshold[candidates.groups])[chosen].exp()
+    weights = -1.0 / torch.expm1(-odds)
+    weights = (weights / weights.mean()).clamp_max(LARGEST_WEIGHT)
+    return (weights / weights.mean()).float()
+
+
+def _log_odds(candidates: Candidates) -> Tensor:
+    """log w_i [n], float64, of the RES-proportional draw."""
+    scores = candidates.scores.clamp_min(0)
+    return (scores + SAMPLING_FLOOR * scores.mean() + 1e-12).double().log()
 
 
 def mixed(candidates: Candidates, generator: torch.Generator) -> Tensor:

@@ -16,9 +16,10 @@ from client.coreset import (
     group_quotas,
     relative_entropy_score,
     sample_scores,
+    smooth_scores,
     top_of_groups,
 )
-from client.sampling import SAMPLERS, Candidates
+from client.sampling import SAMPLERS, Candidates, importance_weights
 from common.config import CoresetConfig
 from common.datasets import Dataset, ImageSet
 from common.inference import predict_logits
@@ -35,11 +36,12 @@ def choose_coreset(
     num_epochs: int,
     generator: torch.Generator,
     candidates: Tensor | None = None,
+    previous: Coreset | None = None,
 ) -> Coreset:
     """The coreset of a device's images.
 
     Args:
-        config: selection, fraction and balance.
+        config: selection, fraction, balance, smoothing and weights.
         images: the device's training images.
         dataset: their normalisation.
         student: the quantized model that scores.
@@ -49,6 +51,7 @@ def choose_coreset(
         num_epochs: epochs of all rounds.
         generator: source of what is random in the selection.
         candidates: int64 [m], the images that are scored, of :func:`draw_pool`; None: all.
+        previous: the coreset of the selection before, whose scores are smoothed with.
 
     Raises:
         ValueError: if the selection compares with a teacher whose outputs are not given.
@@ -59,8 +62,10 @@ def choose_coreset(
     quotas = group_quotas(balance_groups(images.labels, balanced=config.balanced), config.fraction)
     labels = images.labels if candidates is None else images.labels[candidates]
     groups = balance_groups(labels, balanced=config.balanced)
+    scores_to_keep = weights = None
     if config.selection in MODEL_FREE:
         priorities = torch.rand(len(labels), generator=generator)
+        chosen = top_of_groups(priorities, groups, quotas)
     else:
         p_quantized = None
         if config.selection not in STUDENT_FREE:
@@ -73,17 +78,9 @@ def choose_coreset(
         assert known is not None
         p_teacher = known if teacher_outputs is None else teacher_outputs
         if config.selection in SAMPLERS:
-            scored = Candidates(
-                scores=relative_entropy_score(known, p_teacher),
-                groups=groups,
-                quotas=quotas,
-                p_teacher=p_teacher,
-                drop_hardest=config.drop_hardest,
-                hard_share=config.hard_share or math.sqrt(config.fraction),
-            )
-            priorities = SAMPLERS[config.selection](scored, generator)
+            scores = relative_entropy_score(known, p_teacher)
         else:
-            priorities = sample_scores(
+            scores = sample_scores(
                 config.selection,
                 p_quantized=known,
                 p_teacher=p_teacher,
@@ -91,8 +88,39 @@ def choose_coreset(
                 epoch=epoch,
                 num_epochs=num_epochs,
             )
-    chosen = top_of_groups(priorities, groups, quotas)
-    return Coreset(indices=chosen if candidates is None else candidates[chosen], epoch=epoch)
+        if config.smoothing > 0:
+            where = slice(None) if candidates is None else candidates
+            scores_to_keep = _earlier_scores(previous, len(images))
+            scores = smooth_scores(scores, scores_to_keep[where], config.smoothing)
+            scores_to_keep[where] = scores
+        if config.selection in SAMPLERS:
+            scored = Candidates(
+                scores=scores,
+                groups=groups,
+                quotas=quotas,
+                p_teacher=p_teacher,
+                drop_hardest=config.drop_hardest,
+                hard_share=config.hard_share or math.sqrt(config.fraction),
+            )
+            priorities = SAMPLERS[config.selection](scored, generator)
+            chosen = top_of_groups(priorities, groups, quotas)
+            if config.importance_weights:
+                weights = importance_weights(scored, priorities, chosen)
+        else:
+            chosen = top_of_groups(scores, groups, quotas)
+    return Coreset(
+        indices=chosen if candidates is None else candidates[chosen],
+        epoch=epoch,
+        weights=weights,
+        scores=scores_to_keep,
+    )
+
+
+def _earlier_scores(previous: Coreset | None, num_images: int) -> Tensor:
+    """Scores [n] that were kept with the coreset before, a copy; NaN where there are none."""
+    if previous is None or previous.scores is None:
+        return torch.full((num_images,), math.nan)
+    return previous.scores.clone()
 
 
 def draw_pool(config: CoresetConfig, labels: Tensor, generator: torch.Generator) -> Tensor | None:

@@ -136,13 +136,25 @@ def load_coreset(records: RecordDict, num_images: int) -> Coreset | None:
     indices = torch.from_numpy(arrays["indices"].numpy())
     if len(indices) and int(indices.max()) >= num_images:
         return None
-    return Coreset(indices=indices, epoch=epoch)
+    extras = {
+        name: torch.from_numpy(arrays[name].numpy()) if name in arrays else None
+        for name in ("weights", "scores")
+    }
+    if extras["scores"] is not None and len(extras["scores"]) != num_images:
+        extras["scores"] = None  # of a folder that has changed
+    return Coreset(indices=indices, epoch=epoch, **extras)
 
 
 def save_coreset(records: RecordDict, coreset: Coreset) -> None:
     """Remember a coreset for the rounds to come."""
-    indices = Array.from_numpy_ndarray(coreset.indices.numpy())
-    records[CORESET] = ArrayRecord({"indices": indices})
+    tensors = {"indices": coreset.indices, "weights": coreset.weights, "scores": coreset.scores}
+    records[CORESET] = ArrayRecord(
+        {
+            name: Array.from_numpy_ndarray(values.numpy())
+            for name, values in tensors.items()
+            if values is not None
+        }
+    )
     records[CORESET + "-info"] = ConfigRecord({"epoch": coreset.epoch})
 
 

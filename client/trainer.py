@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from client.features import FeatureTap
-from client.losses import correction_loss, distillation
+from client.losses import correction_loss, cross_entropy, distillation
 from client.optimizer import LeanSGD
 from common.augmentation import augment_batch
 from common.datasets import Dataset, ImageSet
@@ -92,6 +91,7 @@ def train(
     *,
     optimizer: torch.optim.SGD | None = None,
     anchors: Anchors | None = None,
+    weights: Tensor | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on ``images[indices]``.
@@ -110,6 +110,7 @@ def train(
         generator: source of order and augmentation.
         optimizer: of :func:`make_optimizer`, where momentum is to go on from an earlier call.
         anchors: of :func:`proximal_anchors`; None: ``model`` is the global one still.
+        weights: [n] by image, mean 1 over ``indices``: how much each counts; None: all the same.
         on_progress: called in every step with the share of all rounds' epochs that is done.
 
     Raises:
@@ -148,13 +149,15 @@ def train(
                         teacher_logits = teacher(part_inputs)
                         targets = teacher_tap.take()
                 logits = model(part_inputs)
+                counts = None if weights is None else weights[chosen[part]].to(device)
                 if task.loss == "kd":
-                    loss = distillation(logits, teacher_logits)
+                    loss = distillation(logits, teacher_logits, counts)
                 else:
-                    labels = images.labels[chosen[part]]
-                    loss = functional.cross_entropy(logits, labels.to(device))
+                    labels = images.labels[chosen[part]].to(device)
+                    loss = cross_entropy(logits, labels, counts)
                 if corrected:
-                    loss = loss + task.beta * correction_loss(task.correction, tap.take(), targets)
+                    correction = correction_loss(task.correction, tap.take(), targets, counts)
+                    loss = loss + task.beta * correction
                 # Losses are means: parts count by their images. Of one part the share is 1.
                 loss = loss * ((part.stop - part.start) / len(chosen))
                 part_value = loss.item()

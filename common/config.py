@@ -172,6 +172,10 @@ class CoresetConfig(Section):
     """Epochs between two selections."""
     pool: float = setting(0.0, minimum=0.0)
     """Images that a selection scores, drawn at random: so many times the coreset; 0: all."""
+    smoothing: float = setting(0.0, minimum=0.0, maximum=0.99)
+    """Weight of an image's earlier scores: their exponential moving average; 0: only the last."""
+    importance_weights: bool = setting(False)
+    """res-sampled: images count in the loss by the inverse of their chance to be drawn."""
     drop_hardest: float = setting(0.1, minimum=0.0, maximum=0.9)
     """stratified, quantiles, res-clustered: share with the highest scores that is left out."""
     hard_share: float = setting(0.0, minimum=0.0, maximum=1.0)
@@ -350,6 +354,11 @@ class Config:
             raise UserError(
                 f"coreset.pool = {self.coreset.pool}: expected 0 (all images) or at least 1 "
                 f"(a multiple of the coreset)"
+            )
+        if self.coreset.importance_weights and self.coreset.selection != "res-sampled":
+            raise UserError(
+                f"coreset.importance-weights = true: expected coreset.selection = 'res-sampled', "
+                f"not {self.coreset.selection!r} (no other draws images by known chances)"
             )
         if self.coreset.adaptive_floor > self.coreset.adaptive_cap:
             raise UserError(

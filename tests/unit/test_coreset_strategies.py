@@ -1,15 +1,19 @@
 """Tests of client.sampling, and of what client.selection makes of it."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from client.coreset import group_quotas, ranks_in_groups, top_of_groups
-from client.sampling import SAMPLERS, Candidates, k_means
+from client.coreset import Coreset, group_quotas, ranks_in_groups, top_of_groups
+from client.sampling import SAMPLERS, Candidates, importance_weights, k_means
 from client.selection import choose_coreset, draw_pool
 from common.config import Config, CoresetConfig
 from common.datasets import Dataset, ImageSet
 from common.errors import UserError
+
+ROOT_2 = math.sqrt(2)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -286,3 +290,153 @@ def test_el2n_asks_the_teacher_alone() -> None:
         generator=generator(),
     )
     assert coreset.indices.tolist() == [1]
+
+
+class TestImportanceWeights:
+    def weigh(
+        self, scores: list[float], priorities: list[float], quota: int
+    ) -> tuple[list[int], list[float]]:
+        groups = torch.zeros(len(scores), dtype=torch.int64)
+        candidates = Candidates(
+            scores=torch.tensor(scores),
+            groups=groups,
+            quotas=torch.tensor([quota]),
+            p_teacher=torch.full((len(scores), 2), 0.5),
+            drop_hardest=0.0,
+            hard_share=0.0,
+        )
+        places = torch.tensor(priorities, dtype=torch.float64)
+        chosen = top_of_groups(places, groups, candidates.quotas)
+        return chosen.tolist(), importance_weights(candidates, places, chosen).tolist()
+
+    def test_are_the_inverse_of_the_chances(self) -> None:
+        """Scores 3, 1, 2 have the mean 2 and so the odds 3.2, 1.2, 2.2. With exp(kappa) =
+        3.2 / ln 2 the first's chance is 1 - exp(-ln 2) = 1/2, the second's 1 - 2^(-3/8)."""
+        kappa = math.log(3.2 / math.log(2))
+        chosen, weights = self.weigh([3.0, 1.0, 2.0], [kappa + 2, kappa + 1, kappa], 2)
+        inverse = [2.0, 1 / (1 - 2 ** (-3 / 8))]
+        assert chosen == [0, 1]
+        assert weights == pytest.approx([2 * value / sum(inverse) for value in inverse])
+
+    def test_are_even_where_all_are_taken(self) -> None:
+        _, weights = self.weigh([3.0, 1.0, 2.0], [0.0, 1.0, 2.0], 3)
+        assert weights == [1.0, 1.0, 1.0]
+
+    def test_are_clipped(self) -> None:
+        """19 scores of 1.9 and one of 0, mean 1.805: odds 2.0805 and 0.1805. A kappa of 20 makes
+        chances those odds over e^20: the rare one's weight is 11.5 times another's, 11.5 x 20 /
+        30.5 = 7.6 of the mean and clipped to 5. The others have 20 / 30.5 = 0.655 then, all
+        together 19 x 0.655 + 5 = 17.4."""
+        rare = 2.0805 / 0.1805
+        others = 20 / (19 + rare)
+        mean = (19 * others + 5) / 20
+        scores, priorities = [1.9] * 19 + [0.0, 0.0], [21.0] * 20 + [20.0]
+        scores[-1] = 1.805  # the one that is left out, of the mean score
+        chosen, weights = self.weigh(scores, priorities, 20)
+        assert chosen == list(range(20))
+        assert weights == pytest.approx([others / mean] * 19 + [5 / mean], rel=1e-5)
+
+    def test_undo_the_preference(self) -> None:
+        """Half of every 40 samples have the score 3, half 1. Of the 4 drawn about 3.2 / 4.4 = 0.727
+        have the higher one (above), of the weights half: a sample's weight has the mean 1 over
+        draws. 1,000 groups: a standard deviation of less than 0.01 for either."""
+        num_groups, size = 1000, 40
+        groups = torch.arange(num_groups).repeat_interleave(size)
+        candidates = Candidates(
+            scores=torch.tensor([3.0, 1.0]).repeat(num_groups * size // 2),
+            groups=groups,
+            quotas=torch.full((num_groups,), 4),
+            p_teacher=torch.full((len(groups), 2), 0.5),
+            drop_hardest=0.0,
+            hard_share=0.0,
+        )
+        priorities = SAMPLERS["res-sampled"](candidates, generator())
+        chosen = top_of_groups(priorities, groups, candidates.quotas)
+        weights = importance_weights(candidates, priorities, chosen)
+        is_high = chosen % 2 == 0
+        assert is_high.double().mean().item() == pytest.approx(3.2 / 4.4, abs=0.04)
+        assert (weights[is_high].sum() / weights.sum()).item() == pytest.approx(0.5, abs=0.02)
+
+    def test_come_with_the_coreset(self) -> None:
+        images, dataset = brightness_set((40, 10))
+        coresets = [
+            choose_coreset(
+                CoresetConfig(selection="res-sampled", fraction=0.2, importance_weights=weighted),
+                images,
+                dataset,
+                student=Brightness(),
+                teacher_outputs=torch.full((50, 2), 0.5),
+                epoch=0,
+                num_epochs=1,
+                generator=generator(4),
+            )
+            for weighted in (True, False)
+        ]
+        assert coresets[0].indices.tolist() == coresets[1].indices.tolist()
+        assert coresets[1].weights is None
+        assert coresets[0].weights is not None
+        assert coresets[0].weights.mean().item() == pytest.approx(1.0)
+        # RES grows with brightness: the darkest of a class stands for more than its brightest.
+        assert coresets[0].weights[0] > coresets[0].weights[7]
+
+    def test_are_refused_for_other_selections(self) -> None:
+        with pytest.raises(
+            UserError, match=r"importance-weights = true: expected .*'res-sampled', not 'quarc'"
+        ):
+            Config(coreset=CoresetConfig(selection="quarc", importance_weights=True))
+
+
+class TestSmoothing:
+    def choose(
+        self, previous: Coreset | None, pool: Tensor | None = None, smoothing: float = 0.75
+    ) -> Coreset:
+        """Half of four images, of one class, with the errors |p - y| = sqrt(2) (1 - p_y) of a
+        teacher that gives their class 1, 0.5, 0.5 and 0."""
+        images, dataset = brightness_set((4, 0))
+        right = torch.tensor([1.0, 0.5, 0.5, 0.0])
+        outputs = torch.stack([right, 1 - right], 1)
+        return choose_coreset(
+            CoresetConfig(selection="el2n", fraction=0.5, smoothing=smoothing),
+            images,
+            dataset,
+            student=Brightness(),
+            teacher_outputs=outputs if pool is None else outputs[pool],
+            epoch=5,
+            num_epochs=9,
+            generator=generator(),
+            candidates=pool,
+            previous=previous,
+        )
+
+    def earlier(self, scores: list[float]) -> Coreset:
+        return Coreset(indices=torch.tensor([0, 1]), epoch=0, scores=torch.tensor(scores))
+
+    def test_the_first_scores_stand_alone(self) -> None:
+        coreset = self.choose(None)
+        assert coreset.scores is not None
+        assert coreset.scores.tolist() == pytest.approx([0, ROOT_2 / 2, ROOT_2 / 2, ROOT_2])
+        assert coreset.indices.tolist() == [1, 3]
+
+    def test_earlier_scores_weigh(self) -> None:
+        """3/4 of 8, 4, 0 and 0, and 1/4 of 0, 0.71, 0.71 and 1.41: the first two are highest, and
+        the previous scores are left as they were."""
+        previous = self.earlier([8.0, 4.0, 0.0, 0.0])
+        coreset = self.choose(previous)
+        assert coreset.scores is not None
+        assert coreset.scores.tolist() == pytest.approx([6, 3 + ROOT_2 / 8, ROOT_2 / 8, ROOT_2 / 4])
+        assert coreset.indices.tolist() == [0, 1]
+        assert previous.scores is not None
+        assert previous.scores.tolist() == [8, 4, 0, 0]
+
+    def test_of_a_pool_only_what_is_scored_changes(self) -> None:
+        """Images 1, 2 and 3 are scored; 2 for the first time. Half of four are two: 1, with 3/4 of
+        4 and 1/4 of 0.71, and 2, with 0.71 against 0.35 of image 3."""
+        coreset = self.choose(self.earlier([8.0, 4.0, math.nan, 0.0]), torch.tensor([1, 2, 3]))
+        assert coreset.scores is not None
+        assert coreset.scores.tolist() == pytest.approx([8, 3 + ROOT_2 / 8, ROOT_2 / 2, ROOT_2 / 4])
+        assert coreset.indices.tolist() == [1, 2]
+
+    def test_without_it_no_scores_are_kept(self) -> None:
+        coreset = self.choose(self.earlier([8.0, 4.0, 0.0, 0.0]), smoothing=0.0)
+        assert coreset.scores is None
+        assert coreset.indices.tolist() == [1, 3]

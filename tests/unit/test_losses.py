@@ -15,6 +15,7 @@ from client.losses import (
     clc_pooled,
     clc_spatial,
     correction_loss,
+    cross_entropy,
     distillation,
     normalized_squared_error,
     relative_entropy,
@@ -47,6 +48,34 @@ class TestDistillation:
         distillation(logits, TEACHER[None]).backward()
         assert logits.grad is not None
         assert logits.grad[0].tolist() == close([0.25, 0.0, -0.25])  # type: ignore[arg-type]
+
+
+class TestWeights:
+    def test_of_distillation(self) -> None:
+        """Losses 7/4 ln 2 and ln 3 (above), weights 1/2 and 3/2: (7/8 ln 2 + 3/2 ln 3) / 2."""
+        logits = torch.stack([STUDENT, torch.zeros(3)])
+        targets = torch.stack([TEACHER, torch.zeros(3)])
+        loss = distillation(logits, targets, torch.tensor([0.5, 1.5]))
+        assert loss.item() == close((7 / 8 * LN2 + 3 / 2 * LN3) / 2)
+
+    def test_of_labels(self) -> None:
+        """-ln 1/4 = 2 ln 2 and ln 3, weights 2 and 0: 2 ln 2."""
+        logits = torch.stack([STUDENT, torch.zeros(3)])
+        loss = cross_entropy(logits, torch.tensor([1, 0]), torch.tensor([2.0, 0.0]))
+        assert loss.item() == close(2 * LN2)
+
+    @pytest.mark.parametrize("name", CORRECTION_LOSSES)
+    def test_of_corrections(self, name: str) -> None:
+        """The weight of one sample alone doubles its share of the batch's loss: half of what two
+        samples of it would have. Even weights change nothing."""
+        generator = torch.Generator().manual_seed(0)
+        student, teacher = torch.randn(2, 2, 3, 2, 2, generator=generator)
+        teacher[1] = teacher[0]  # so that both weigh the same in |f_F|^2
+        loss = CORRECTION_LOSSES[name]
+        twice = loss(student[[0, 0]], teacher[[0, 0]])
+        assert loss(student, teacher, torch.tensor([2.0, 0.0])).item() == close(twice.item())
+        even = loss(student, teacher, torch.ones(2))
+        assert even.item() == close(loss(student, teacher).item())
 
 
 class TestRelativeEntropy:

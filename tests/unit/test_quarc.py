@@ -1,6 +1,7 @@
 """Tests of client.quarc: when coresets are chosen, and what is trained between."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,3 +147,29 @@ def test_calibration_sets_the_activation_steps() -> None:
     steps = [quantizer.step.item() for _, quantizer in activation_quantizers(model)]
     assert steps
     assert all(0 < step != 1 for step in steps)
+
+
+def test_smoothed_scores_go_from_selection_to_selection() -> None:
+    """Without a step between them (a learning rate of 0) student and scores stay: the second
+    average, nine parts of the kept score 2 and one of the own score s, is 1.8 + 0.1 s."""
+    config = CoresetConfig(selection="res", fraction=0.5, interval=1, smoothing=0.9)
+    still = replace(task(0, 1, 2), learning_rate=0.0)
+    own = run(config, still)[0].coreset.scores
+    earlier = Coreset(indices=torch.arange(12), epoch=-1, scores=torch.full((24,), 2.0))
+    averaged = run(config, still, earlier)[0].coreset.scores
+    assert own is not None
+    assert averaged is not None
+    torch.testing.assert_close(averaged, 1.8 + 0.1 * own)
+
+
+def test_weights_reach_the_loss() -> None:
+    """The same coresets with and without weights: the loss of the weighted one is another."""
+    results = [
+        run(
+            CoresetConfig(selection="res-sampled", fraction=0.5, importance_weights=weighted),
+            replace(task(0, 1, 1), learning_rate=0.0),
+        )[0]
+        for weighted in (False, True)
+    ]
+    assert results[0].coreset.indices.tolist() == results[1].coreset.indices.tolist()
+    assert results[0].training.loss_sum != results[1].training.loss_sum

@@ -1,5 +1,6 @@
 """Tests of client.state."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +210,26 @@ class TestRecords:
         assert loaded.indices.tolist() == [1, 4, 9]
         assert loaded.indices.dtype == torch.int64
         assert loaded.epoch == 7
+
+    def test_weights_and_scores_are_remembered(self) -> None:
+        records = RecordDict()
+        weights, scores = torch.tensor([0.5, 1.5]), torch.tensor([0.1, math.nan, 3.0])
+        kept = Coreset(indices=torch.tensor([0, 2]), epoch=0, weights=weights, scores=scores)
+        save_coreset(records, kept)
+        loaded = load_coreset(records, 3)
+        assert loaded is not None
+        assert loaded.weights is not None
+        assert loaded.scores is not None
+        assert torch.equal(loaded.weights, weights)
+        assert torch.equal(loaded.scores.nan_to_num(-1), scores.nan_to_num(-1))
+
+    def test_scores_of_another_number_of_images_are_forgotten(self) -> None:
+        records = RecordDict()
+        kept = Coreset(indices=torch.tensor([0, 2]), epoch=0, scores=torch.zeros(3))
+        save_coreset(records, kept)
+        loaded = load_coreset(records, 4)
+        assert loaded is not None
+        assert loaded.scores is None
 
     def test_a_new_coreset_takes_the_place_of_the_old(self) -> None:
         records = RecordDict()

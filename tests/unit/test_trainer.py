@@ -117,6 +117,22 @@ def same_state(left: nn.Module, right: nn.Module) -> bool:
 
 
 class TestTrain:
+    def test_weights_are_the_images_own(self) -> None:
+        """Weights 2 and 0 in turn: the step of a batch of the first of each pair alone. (A linear
+        model: batch normalisation would see both.)"""
+        model = nn.Sequential(nn.Flatten(), nn.Linear(81, 3))
+        nn.init.zeros_(model[1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(model[1].bias)  # type: ignore[arg-type]
+        weights = torch.tensor([2.0, 0.0]).repeat(NUM_IMAGES // 2)
+        weighted, halved = copy.deepcopy(model), copy.deepcopy(model)
+        task = make_task(batch_size=NUM_IMAGES, momentum=0.0, weight_decay=0.0)
+        result = run(weighted, task, weights=weights)
+        run(halved, task, indices=EVERYTHING[::2])
+        # Even outputs at first: ln 3 for every image, and a mean weight of 1.
+        assert result.mean_loss == pytest.approx(math.log(3))
+        for name, values in weighted.state_dict().items():
+            torch.testing.assert_close(values, halved.state_dict()[name], rtol=1e-4, atol=1e-6)
+
     def test_float_training_learns(self) -> None:
         model = make_model()
         first = run(model, make_task())
