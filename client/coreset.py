@@ -165,7 +165,3 @@ class Coreset:
     """[k], mean 1: how much each sample counts in the loss; None: all the same."""
     scores: Tensor | None = None
     """[n], smoothed scores of all images, NaN where one was never scored; None: not kept."""
-
-    def is_due(self, epoch: int, interval: int) -> bool:
-        """Whether it is time to choose anew: ``interval`` epochs have passed."""
-        return epoch - self.epoch >= interval

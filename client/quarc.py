@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from client.coreset import STUDENT_FREE, Coreset
-from client.selection import choose_coreset, draw_pool, needs_teacher_outputs
+from client.selection import (
+    choose_coreset,
+    draw_pool,
+    due_epoch,
+    has_scored,
+    needs_teacher_outputs,
+    selection_at,
+)
 from client.trainer import TrainingResult, TrainingTask, make_optimizer, proximal_anchors, train
 from common.augmentation import augment_batch
 from common.config import Config, CoresetConfig
@@ -90,10 +97,11 @@ def train_on_coresets(
     epoch, last_epoch = task.first_epoch, task.first_epoch + task.num_epochs
     while epoch < last_epoch:
         with select:
-            if coreset is None or coreset.is_due(epoch, config.interval):
-                is_first = coreset is None
+            if coreset is None or epoch >= due_epoch(config, coreset):
+                is_first = not has_scored(config, coreset)
+                now = selection_at(config, epoch)
                 coreset, num_candidates = _choose(
-                    config,
+                    now,
                     images,
                     dataset,
                     student,
@@ -104,13 +112,13 @@ def train_on_coresets(
                     coreset,
                 )
                 num_selections += 1
-                if config.selection not in STUDENT_FREE:
+                if now.selection not in STUDENT_FREE:
                     num_scored += num_candidates
-                if needs_teacher_outputs(config.selection) and (is_first or config.pool > 0):
+                if needs_teacher_outputs(now.selection) and (is_first or config.pool > 0):
                     num_teacher_scored += num_candidates
                 if on_coreset is not None:
                     on_coreset(coreset)
-        until_next = coreset.epoch + config.interval - epoch
+        until_next = due_epoch(config, coreset) - epoch
         part = replace(task, first_epoch=epoch, num_epochs=min(until_next, last_epoch - epoch))
         with training:
             total = total + train(

@@ -14,6 +14,7 @@ from client.batch_fit import fitting_part_size
 from client.deadline import Pace, fitting_epochs, fitting_fraction, seconds_to_compute
 from client.device import Device, float_model, quantized_model
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
+from client.selection import has_scored
 from client.state import (
     State,
     TeacherStore,
@@ -174,7 +175,7 @@ def _effort(config: Config, device: Device, request: TrainRequest, records: Reco
             seconds=seconds,
             num_samples=num_samples,
             num_classes=device.dataset.train.num_classes,
-            is_first=load_coreset(records, num_samples) is None,
+            is_first=not has_scored(coreset, load_coreset(records, num_samples)),
         )
         coreset = replace(coreset, fraction=fraction)
     if config.training.partial_work:

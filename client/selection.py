@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,30 @@ def draw_pool(config: CoresetConfig, labels: Tensor, generator: torch.Generator)
     if (quotas >= groups.bincount()).all():
         return None
     return top_of_groups(torch.rand(len(labels), generator=generator), groups, quotas)
+
+
+def selection_at(config: CoresetConfig, epoch: int) -> CoresetConfig:
+    """How to choose after ``epoch`` epochs: as configured, or at random at first."""
+    if epoch < first_scored_epoch(config):
+        return replace(config, selection="random")
+    return config
+
+
+def first_scored_epoch(config: CoresetConfig) -> int:
+    """Epochs over all rounds before the first selection that scores, where any does."""
+    return 0 if config.selection in MODEL_FREE else config.random_epochs
+
+
+def due_epoch(config: CoresetConfig, coreset: Coreset) -> int:
+    """Epochs over all rounds after which a coreset gives way to the next."""
+    first_scored = first_scored_epoch(config)
+    due = coreset.epoch + config.interval
+    return min(due, first_scored) if coreset.epoch < first_scored else due
+
+
+def has_scored(config: CoresetConfig, coreset: Coreset | None) -> bool:
+    """Whether a device has scored images before: then it has the teacher's outputs on them."""
+    return coreset is not None and coreset.epoch >= first_scored_epoch(config)
 
 
 def needs_teacher_outputs(selection: str) -> bool:

@@ -170,6 +170,9 @@ class CoresetConfig(Section):
     """Adaptive: largest share, however fast the device is."""
     interval: int = setting(5, minimum=1)
     """Epochs between two selections."""
+    random_epochs: int = setting(0, minimum=0)
+    """Epochs at the start of the training on a random coreset: a model that has just been
+    quantized scores at random as well."""
     pool: float = setting(0.0, minimum=0.0)
     """Images that a selection scores, drawn at random: so many times the coreset; 0: all."""
     smoothing: float = setting(0.0, minimum=0.0, maximum=0.99)

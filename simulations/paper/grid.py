@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from client.coreset import STUDENT_FREE
+from client.selection import first_scored_epoch
 from common.config import Config
 from common.errors import UserError
 from common.settings import Scalar
@@ -56,7 +57,8 @@ class Cell:
         else:
             scored = coreset.pool * coreset.fraction if coreset.pool else 1.0
         share = 1.0 if coreset.selection == "full" else coreset.fraction
-        return epochs * share + SCORING_COST * math.ceil(epochs / coreset.interval) * scored
+        scored_epochs = max(0, epochs - first_scored_epoch(coreset))
+        return epochs * share + SCORING_COST * math.ceil(scored_epochs / coreset.interval) * scored
 
 
 @dataclass(frozen=True, kw_only=True)

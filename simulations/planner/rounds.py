@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.coreset import STUDENT_FREE
-from client.selection import needs_teacher_outputs
+from client.selection import first_scored_epoch, needs_teacher_outputs
 from common.config import Config
 from common.devices import DeviceProfile, task_cost, task_joules
 from common.errors import UserError
@@ -260,13 +260,21 @@ class FleetPlan:
         """Operations of selections that are due and of all epochs; notes when devices selected."""
         coreset, epochs = self.config.coreset, self.config.training.local_epochs
         first, last = round_index * epochs, (round_index + 1) * epochs
+        first_scored = first_scored_epoch(coreset)
         selected = self._coreset_epoch[devices]
         is_new = selected < 0
-        due = np.where(is_new, first, np.maximum(selected + coreset.interval, first))
-        selects = due < last
-        num_selections = np.where(selects, 1 + (last - 1 - due) // coreset.interval, 0)
-        chosen_at = due + (num_selections - 1) * coreset.interval
-        self._coreset_epoch[devices] = np.where(selects, chosen_at, selected)
+        has_scored = ~is_new & (selected >= first_scored)
+        due = selected + coreset.interval
+        due = np.where(has_scored, due, np.minimum(due, first_scored))
+        due = np.where(is_new, first, np.maximum(due, first))
+        # Random coresets, which cost nothing, give way to the first one that is scored.
+        due_scored = np.maximum(due, first_scored)
+        num_selections = np.where(
+            due_scored < last, 1 + (last - 1 - due_scored) // coreset.interval, 0
+        )
+        since = np.where(due_scored < last, due_scored, due)
+        chosen_at = since + (last - 1 - since) // coreset.interval * coreset.interval
+        self._coreset_epoch[devices] = np.where(since < last, chosen_at, selected)
 
         num_samples = self.num_samples[index]
         size = num_samples
@@ -277,7 +285,8 @@ class FleetPlan:
         teacher_scored: int | NDArray[np.int64] = 0
         if needs_teacher_outputs(coreset.selection):
             # Without a pool the teacher's outputs on all images are computed once and kept.
-            teacher_scored = pool * (num_selections if coreset.pool else is_new)
+            is_first = ~has_scored & (num_selections > 0)
+            teacher_scored = pool * (num_selections if coreset.pool else is_first)
         metrics = {
             "num-seen": np.full(len(devices), float(epochs * size)),
             "num-scored": scored,

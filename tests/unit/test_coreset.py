@@ -13,7 +13,6 @@ from client.coreset import (
     MODEL_FREE,
     STUDENT_FREE,
     TEACHER_FREE,
-    Coreset,
     acs_weight,
     adaptive_score,
     balance_groups,
@@ -221,11 +220,6 @@ class TestSelectTop:
                 samples[i][1] for i in range(len(samples)) if groups[i] == group and i not in chosen
             ]
             assert not outside or min(inside) >= max(outside)
-
-
-def test_a_coreset_is_due_after_the_interval() -> None:
-    coreset = Coreset(indices=torch.tensor([0]), epoch=3)
-    assert [coreset.is_due(epoch, 5) for epoch in (3, 7, 8, 9)] == [False, False, True, True]
 
 
 def test_scores_keep_their_samples_apart() -> None:

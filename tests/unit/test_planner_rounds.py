@@ -114,6 +114,30 @@ def test_selections_are_due_every_interval_epochs() -> None:
     assert seconds[0] == pytest.approx(1.5 + 0.71 + 0.6)
 
 
+@pytest.mark.parametrize(
+    ("random_epochs", "mega_operations"),
+    [
+        # Random at 0 and 2, scored at 4 and 6, 8: no selection, then one and the teacher, then two.
+        (4, [210, 510, 610]),
+        # Random at 0, scored at 1, at 3 and 5, at 7.
+        (1, [510, 610, 410]),
+    ],
+)
+def test_random_epochs_cost_no_selection(random_epochs: int, mega_operations: list[int]) -> None:
+    """As above: 210 MFLOP a round to train, 200 for a choice by score, once 100 of the teacher."""
+    plan, _ = make_plan(
+        FleetClass(profile=FAST, count=1),
+        training__local_epochs=3,
+        coreset__interval=2,
+        coreset__random_epochs=random_epochs,
+        federation__num_rounds=3,
+    )
+    seconds = [planned.virtual_seconds for planned in plan.run()]
+    transfers = [1.5 + 0.6, 1.0 + 0.6, 1.0 + 0.6]
+    computing = [whole - transfer for whole, transfer in zip(seconds, transfers, strict=True)]
+    assert computing == pytest.approx([number / 1000 for number in mega_operations])
+
+
 def test_a_deadline_drops_who_is_late() -> None:
     """Slow devices need 9.5 s, fast ones 2.47 s: with 5 s the round ends at its deadline."""
     plan, _ = make_plan(

@@ -106,6 +106,40 @@ def test_a_coreset_outlives_a_round() -> None:
     assert result.training.num_seen == 28
 
 
+def test_random_epochs_come_first() -> None:
+    """Three random epochs, interval 2: random at 0 and 2, scored at 3 and 5. Only the scored ones
+    ask models: the student about 24 images each, the teacher, whose outputs are kept, once."""
+    asked: list[Tensor | None] = []
+    config = CoresetConfig(selection="res", fraction=0.5, interval=2, random_epochs=3)
+    result, epochs = run(config, task(0, 6, 6), asked=asked)
+    assert epochs == [0, 2, 3, 5]
+    assert asked == [None, None]
+    assert (result.num_scored, result.num_teacher_scored) == (48, 24)
+
+
+def test_random_epochs_are_those_of_the_whole_training() -> None:
+    """A device that is first asked after 4 epochs meets a trained model: it scores at once."""
+    config = CoresetConfig(selection="res", fraction=0.5, interval=2, random_epochs=3)
+    result, epochs = run(config, task(4, 2, 6))
+    assert epochs == [4]
+    assert result.num_teacher_scored == 24
+
+
+def test_a_random_coreset_of_an_earlier_round_gives_way() -> None:
+    """Chosen at 2 with interval 9: it ends at epoch 3, with the random epochs."""
+    earlier = Coreset(indices=torch.arange(12), epoch=2)
+    config = CoresetConfig(selection="res", fraction=0.5, interval=9, random_epochs=3)
+    result, epochs = run(config, task(2, 2, 6), earlier)
+    assert epochs == [3]
+    assert (result.num_scored, result.num_teacher_scored) == (24, 24)
+
+
+def test_random_epochs_do_nothing_to_random_coresets() -> None:
+    config = CoresetConfig(selection="random", fraction=0.5, interval=2, random_epochs=3)
+    _, epochs = run(config, task(0, 6, 6))
+    assert epochs == [0, 2, 4]
+
+
 def test_time_is_told_apart() -> None:
     config = CoresetConfig(selection="res", fraction=0.5, interval=1)
     result, _ = run(config, task(0, 2, 2))
