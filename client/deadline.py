@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.config import FLOAT_BITS, Config
+from common.config import FLOAT_BITS, Config, pool_factor
 from common.errors import UserError
 
 MARGIN = 0.05
@@ -125,8 +125,8 @@ def fitting_fraction(
     """
     coreset = config.coreset
     per_image = config.training.local_epochs * pace.seconds_per_sample
-    if coreset.pool > 0:
-        per_image += coreset.pool * 2 * pace.seconds_per_scored_sample
+    if pool_factor(coreset) > 0:
+        per_image += pool_factor(coreset) * 2 * pace.seconds_per_scored_sample
     else:
         num_models = 2 if is_first else 1
         seconds -= num_models * num_samples * pace.seconds_per_scored_sample

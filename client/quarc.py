@@ -24,7 +24,7 @@ from client.selection import (
 )
 from client.trainer import TrainingResult, TrainingTask, make_optimizer, proximal_anchors, train
 from common.augmentation import augment_batch
-from common.config import Config, CoresetConfig
+from common.config import Config, CoresetConfig, pool_factor
 from common.datasets import Dataset, ImageSet
 from common.qat import calibrate
 
@@ -114,7 +114,7 @@ def train_on_coresets(
                 num_selections += 1
                 if now.selection not in STUDENT_FREE:
                     num_scored += num_candidates
-                if needs_teacher_outputs(now.selection) and (is_first or config.pool > 0):
+                if needs_teacher_outputs(now.selection) and (is_first or pool_factor(config) > 0):
                     num_teacher_scored += num_candidates
                 if on_coreset is not None:
                     on_coreset(coreset)

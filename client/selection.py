@@ -21,7 +21,7 @@ from client.coreset import (
     top_of_groups,
 )
 from client.sampling import SAMPLERS, Candidates, importance_weights
-from common.config import CoresetConfig
+from common.config import CoresetConfig, pool_factor
 from common.datasets import Dataset, ImageSet
 from common.inference import predict_logits
 
@@ -127,14 +127,14 @@ def _earlier_scores(previous: Coreset | None, num_images: int) -> Tensor:
 def draw_pool(config: CoresetConfig, labels: Tensor, generator: torch.Generator) -> Tensor | None:
     """The images that a selection scores, int64 [m] ascending; None: all of them.
 
-    ``coreset.pool`` times as many of every class (or of all images, unbalanced) as are chosen,
-    at random. So scoring costs as much as training on the pool's images once, forward only,
+    `common.config.pool_factor` times as many of every class (or of all images, unbalanced) as are
+    chosen, at random. So scoring costs as much as training on the pool's images once, forward only,
     however many images the device holds.
     """
-    if config.pool == 0 or config.selection in MODEL_FREE:
+    if pool_factor(config) == 0 or config.selection in MODEL_FREE:
         return None
     groups = balance_groups(labels, balanced=config.balanced)
-    quotas = (group_quotas(groups, config.fraction) * config.pool).ceil().long()
+    quotas = (group_quotas(groups, config.fraction) * pool_factor(config)).ceil().long()
     if (quotas >= groups.bincount()).all():
         return None
     return top_of_groups(torch.rand(len(labels), generator=generator), groups, quotas)

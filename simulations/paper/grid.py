@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from client.coreset import STUDENT_FREE
 from client.selection import first_scored_epoch
-from common.config import Config
+from common.config import Config, pool_factor
 from common.errors import UserError
 from common.settings import Scalar
 
@@ -55,7 +55,7 @@ class Cell:
         if coreset.selection in STUDENT_FREE:
             scored = 0.0
         else:
-            scored = coreset.pool * coreset.fraction if coreset.pool else 1.0
+            scored = min(1.0, pool_factor(coreset) * coreset.fraction) or 1.0
         share = 1.0 if coreset.selection == "full" else coreset.fraction
         scored_epochs = max(0, epochs - first_scored_epoch(coreset))
         return epochs * share + SCORING_COST * math.ceil(scored_epochs / coreset.interval) * scored

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client.coreset import STUDENT_FREE
 from client.selection import first_scored_epoch, needs_teacher_outputs
-from common.config import Config
+from common.config import Config, pool_factor
 from common.devices import DeviceProfile, task_cost, task_joules
 from common.errors import UserError
 from common.messages import Stage
@@ -280,13 +280,14 @@ class FleetPlan:
         size = num_samples
         if coreset.selection != "full":
             size = max(1, round(coreset.fraction * num_samples))
-        pool = min(num_samples, math.ceil(coreset.pool * size)) if coreset.pool else num_samples
+        factor = pool_factor(coreset)
+        pool = min(num_samples, math.ceil(factor * size)) if factor else num_samples
         scored = 0 if coreset.selection in STUDENT_FREE else pool * num_selections
         teacher_scored: int | NDArray[np.int64] = 0
         if needs_teacher_outputs(coreset.selection):
             # Without a pool the teacher's outputs on all images are computed once and kept.
             is_first = ~has_scored & (num_selections > 0)
-            teacher_scored = pool * (num_selections if coreset.pool else is_first)
+            teacher_scored = pool * (num_selections if factor else is_first)
         metrics = {
             "num-seen": np.full(len(devices), float(epochs * size)),
             "num-scored": scored,

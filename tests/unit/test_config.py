@@ -25,6 +25,7 @@ from common.config import (
     QuantizationConfig,
     Section,
     WarmupConfig,
+    pool_factor,
 )
 from common.errors import UserError
 
@@ -165,6 +166,21 @@ class TestSectionsTogether:
         Config(coreset=CoresetConfig(pool=pool))
         with pytest.raises(UserError, match=r"coreset\.pool = 0\.5"):
             Config(coreset=CoresetConfig(pool=0.5))
+
+    def test_a_pool_by_its_share_of_the_time(self) -> None:
+        """A tenth of the time for scoring, nine for 18 epochs: what 2 epochs cost, and of scoring,
+        at 0.4 of an image trained on, 5 coresets."""
+        assert pool_factor(CoresetConfig(pool_share=0.1, interval=18)) == pytest.approx(5.0)
+        assert pool_factor(CoresetConfig(pool=3.0, interval=18)) == 3.0
+        assert pool_factor(CoresetConfig()) == 0.0
+
+    def test_a_pool_by_its_share_holds_the_coreset(self) -> None:
+        """A tenth of the time pays for 0.83 coresets every 3 epochs (3 / 9 / 0.4), 1.1 every 4."""
+        Config(coreset=CoresetConfig(pool_share=0.1, interval=4))
+        with pytest.raises(UserError, match=r"pool-share = 0\.1.*interval = 3 .*0\.83 times"):
+            Config(coreset=CoresetConfig(pool_share=0.1, interval=3))
+        with pytest.raises(UserError, match=r"pool-share = 0\.1: .*coreset\.pool = 2\.0"):
+            Config(coreset=CoresetConfig(pool_share=0.1, pool=2.0, interval=18))
 
     @pytest.mark.parametrize("update_format", ["codes", "delta", "float32"])
     def test_a_float_model_has_no_codes(self, update_format: str) -> None:
