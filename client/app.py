@@ -21,6 +21,7 @@ from client.rounds import calibration_round, float_round, quantized_round
 from client.state import load_inputs, save_inputs
 from client.throttle import PausedTooLongError, Throttle, ThrottleLimits
 from common.config import Config
+from common.events import bound_fields, log_event, print_events_of_a_service
 from common.inference import predict_logits
 from common.messages import (
     NUM_EXAMPLES,
@@ -35,6 +36,7 @@ from common.models import load_state
 from common.updates import decode_state
 
 logger = logging.getLogger(__name__)
+print_events_of_a_service()
 
 
 class DeviceError(RuntimeError):
@@ -55,17 +57,21 @@ def keep_errors_private(
     node = NodeSettings.from_node_config(context.node_config, context.node_id)
     if not node.data_dir:
         return call_next(message, context)
-    try:
-        return call_next(message, context)
-    except DataFolderError as error:
-        logger.error("%s", error)
-        return _decline(message, node, Status.NO_DATA, error.summary)
-    except NoInputSpecError:
-        logger.warning("this device was started anew: it asks the server for the run's classes")
-        return _decline(message, node, Status.NO_INPUT_SPEC, "it was started anew")
-    except Exception:
-        logger.exception("this device could not do what the server asked for")
-        raise DeviceError("the device failed; its own log says why") from None
+    with bound_fields(run_id=str(context.run_id), device=node.partition_id):
+        try:
+            return call_next(message, context)
+        except DataFolderError as error:
+            logger.error("%s", error)
+            log_event("device-declined", error.summary, level=logging.ERROR)
+            return _decline(message, node, Status.NO_DATA, error.summary)
+        except NoInputSpecError:
+            reason = "it was started anew"
+            log_event("device-declined", reason, level=logging.WARNING)
+            return _decline(message, node, Status.NO_INPUT_SPEC, reason)
+        except Exception as error:
+            logger.exception("this device could not do what the server asked for")
+            log_event("device-failed", level=logging.ERROR, error=type(error).__name__)
+            raise DeviceError("the device failed; its own log says why") from None
 
 
 app = ClientApp(mods=[keep_errors_private])
@@ -93,6 +99,26 @@ def train(message: Message, context: Context) -> Message:
     config, device = _setup(context)
     request = TrainRequest.from_record(message.content)
     throttle = None if device.emulated else _throttle(config, context)
+    fields = {
+        "run_id": str(context.run_id),
+        "stage": request.stage.value,
+        "round": request.round_index + 1,
+        "device": device.partition_id,
+    }
+    with bound_fields(**fields):
+        log_event("round-started", task="train")
+        reply = _train(config, device, request, context, throttle)
+        log_event("reply-sent", reply.reason, task="train", status=reply.status.value)
+    return _answer(message, reply)
+
+
+def _train(
+    config: Config,
+    device: Device,
+    request: TrainRequest,
+    context: Context,
+    throttle: Throttle | None,
+) -> Reply:
     started = time.perf_counter()
     try:
         reply = ROUNDS[request.stage](config, device, request, context.state, throttle)
@@ -106,7 +132,7 @@ def train(message: Message, context: Context) -> Message:
     metrics = {**reply.metrics, "round-seconds": time.perf_counter() - started}
     if throttle is not None:
         metrics |= throttle.metrics()
-    return _answer(message, replace(reply, metrics=metrics))
+    return replace(reply, metrics=metrics)
 
 
 @app.evaluate()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from client.node import MAX_PARTITION_ID
 from common.errors import UserError
+from common.events import PRINT_VARIABLE
 
 _ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]_-]+:[0-9]{1,5}")
 
@@ -111,6 +112,7 @@ def run_supernode(launch: Launch) -> None:
         # Fewer arenas of the allocator: less freed memory that stays with the process.
         "MALLOC_ARENA_MAX": "2",
         "FLWR_TELEMETRY_ENABLED": "0",
+        PRINT_VARIABLE: "1",
         **os.environ,
     }
     if launch.threads:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from client.health import Health
-
-logger = logging.getLogger(__name__)
+from common.events import log_event
 
 CHECK_SECONDS = 1.0
 """Between two looks at the sensors, while training."""
@@ -74,14 +73,14 @@ class Throttle:
         health = self._measure()
         reason = self._reason(health, 0.0)
         if reason:
-            logger.warning("training pauses: %s", reason)
+            log_event("training-paused", reason, level=logging.WARNING)
             while self._reason(health, COOLING_CELSIUS):
                 if self._paused_seconds + self._now() - started > self._limits.max_pause_seconds:
                     raise PausedTooLongError(reason)
                 self._sleep(PAUSE_SECONDS)
                 health = self._measure()
             self._paused_seconds += self._now() - started
-            logger.warning("training goes on")
+            log_event("training-resumed")
         self._next_look = self._now() + CHECK_SECONDS
 
     def metrics(self) -> dict[str, int | float]:

@@ -17,6 +17,7 @@ from common.clock import Clock
 from common.config import Config
 from common.datasets import Dataset, load_dataset
 from common.errors import UserError
+from common.events import EVENTS_FILE, EventFile, bound_fields, print_events
 from common.input_spec import InputSpec
 from common.messages import QueryRequest, Stage
 from common.models import create_model, load_state
@@ -37,7 +38,7 @@ from server.recorder import (
     no_annotation,
 )
 from server.registry import DeviceRegistry
-from server.reporting import LogReporter, Reporter, console_logger, quiet_flower
+from server.reporting import EventReporter, Reporter, log_reply, logged_failure, quiet_flower
 from server.resumption import Checkpoints
 from server.rounds import Session
 from server.split_plot import plot_split
@@ -51,19 +52,17 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation as the run config says; an error ends the run as failed."""
-    logger = console_logger()
-    try:
-        config = Config.from_flat(context.run_config)
-        run_federation(grid, config, LogReporter(logger), default_run_folder(config))
-    except UserError as error:
-        logger.error("%s", error)
-        raise
+    print_events()
+    with bound_fields(run_id=str(context.run_id)):
+        with logged_failure():
+            config = Config.from_flat(context.run_config)
+        run_federation(grid, config, None, default_run_folder(config))
 
 
 def run_federation(
     grid: Grid,
     config: Config,
-    reporter: Reporter,
+    reporter: Reporter | None,
     run_folder: Path,
     *,
     clock: Clock | None = None,
@@ -79,7 +78,7 @@ def run_federation(
     Args:
         grid: Flower's grid, of any engine.
         config: of the run.
-        reporter: told what happens.
+        reporter: told what happens, as the log of events is (see `common.events`).
         run_folder: where results go; new or empty, unless config.run.resume names it.
         clock: what waiting for devices goes by; None: the machine's own.
         annotate: asked what else belongs into every recorded line and into the summary.
@@ -88,6 +87,32 @@ def run_federation(
     Raises:
         UserError: for what a user can mend: settings, data, checkpoint, folder, devices.
     """
+    events = EventFile(run_folder / EVENTS_FILE)
+    with bound_fields(run=run_folder.name), events, logged_failure():
+        return _federate(
+            grid,
+            config,
+            EventReporter(reporter),
+            run_folder,
+            events,
+            clock=clock,
+            annotate=annotate,
+            device_states=device_states,
+        )
+
+
+def _federate(
+    grid: Grid,
+    config: Config,
+    reporter: Reporter,
+    run_folder: Path,
+    events: EventFile,
+    *,
+    clock: Clock | None,
+    annotate: Annotate,
+    device_states: Path | None,
+) -> dict[str, Any]:
+    """See `run_federation`."""
     started = time.perf_counter()
     checkpoints = Checkpoints(run_folder, config, devices=device_states, note=reporter.note)
     if not checkpoints.is_resuming:
@@ -106,7 +131,10 @@ def run_federation(
         registry.traffic.add(Traffic(**checkpoints.earlier.get("query_traffic", {})))
         checkpoints.restore_files()
         kept_bytes = checkpoints.kept_bytes
-        with Recorder(run_folder, config, annotate, kept_bytes=kept_bytes) as recorder:
+        with Recorder(
+            run_folder, config, annotate, kept_bytes=kept_bytes, listener=log_reply
+        ) as recorder:
+            events.open()
             session = Session(
                 config=config,
                 courier=courier,

@@ -28,6 +28,9 @@ SUMMARY_FILE = "summary.json"
 Annotate = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A line, or the summary (of kind "summary") -> figures that belong into it as well."""
 
+Listener = Callable[[Mapping[str, Any]], None]
+"""Is given every line once it is recorded."""
+
 
 def no_annotation(line: Mapping[str, Any]) -> Mapping[str, Any]:
     """Nothing to add."""
@@ -63,6 +66,7 @@ class Recorder:
         config: written as config.yaml, by section.
         annotate: asked what else belongs into every line and into the summary.
         kept_bytes: of metrics.jsonl, where a run goes on: what comes after them is cut off.
+        listener: is given every new line.
 
     Raises:
         UserError: if the folder can't be written or is not empty.
@@ -75,11 +79,13 @@ class Recorder:
         annotate: Annotate = no_annotation,
         *,
         kept_bytes: int | None = None,
+        listener: Listener | None = None,
     ) -> None:
         if kept_bytes is None:
             check_run_folder(folder)
         self.folder = folder
         self._annotate = annotate
+        self._listener = listener
         self.rounds: list[dict[str, Any]] = []
         """The lines of all rounds so far."""
         try:
@@ -126,6 +132,8 @@ class Recorder:
         self._file.flush()
         self._num_bytes += len(content)
         self._digest.update(content)
+        if self._listener:
+            self._listener(line)
         return line
 
     def sync(self) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from common.errors import UserError
+from common.events import log_event
 from common.messages import Reply, Status
 from common.seeding import numpy_generator
 from server.courier import Courier, Traffic
@@ -76,6 +77,7 @@ class DeviceRegistry:
         for device in self.devices:
             if device.node_id not in present or device.node_id in self.courier.forgetful_nodes:
                 del self._by_partition[device.partition_id]
+                log_event("device-left", device=device.partition_id)
         known = {device.node_id for device in self._by_partition.values()}
         new = sorted(present - known - self._refused.keys())
         exchange = self.courier.exchange(
@@ -114,6 +116,7 @@ class DeviceRegistry:
                 num_samples=int(num_samples),
                 emulated=bool(reply.metrics.get("emulated", 0)),
             )
+            log_event("device-joined", device=partition_id)
 
     def _refuse(self, node_id: int, reason: str) -> None:
         reason = printable(reason)
@@ -145,6 +148,7 @@ class DeviceRegistry:
                     f"{num_devices}{reasons}"
                 )
             if found != announced:
+                log_event("waiting-for-devices", found=found, needed=num_devices)
                 self.note(f"waiting for devices: {found} of at least {num_devices} are there")
                 announced = found
             clock.sleep(min(POLL_SECONDS, timeout_seconds))

@@ -1,18 +1,18 @@
-"""What a run tells while it runs: the reporter's interface, and one that writes log lines."""
+"""What a run tells while it runs: the reporter's interface, and one that logs events."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from common.config import Config
+from common.errors import UserError
+from common.events import log_event
 from common.messages import Stage
-
-LOGGER_NAME = "fedquarc"
+from server.replies import RefusalKind
 
 
 class Reporter(Protocol):
@@ -34,67 +34,106 @@ class Reporter(Protocol):
         """The run is over; ``summary`` is what summary.json holds."""
 
 
-class LogReporter:
-    """Reports as log lines, for a ServerApp whose output goes to a log."""
+class EventReporter:
+    """Logs what happens as events (see `common.events`), and passes it on.
 
-    def __init__(self, logger: logging.Logger) -> None:
-        self.logger = logger
+    Args:
+        inner: a reporter for people, if there is one.
+    """
+
+    def __init__(self, inner: Reporter | None = None) -> None:
+        self.inner = inner
 
     def start(self, config: Config, run_folder: Path) -> None:
-        self.logger.info(
-            "%s on %s, %s-bit weights, %s; results: %s",
-            config.model.name,
-            config.data.dataset,
-            config.quantization.weight_bits,
-            config.strategy.name,
-            run_folder,
+        log_event(
+            "run-started",
+            f"{config.model.name} on {config.data.dataset}, "
+            f"{config.quantization.weight_bits}-bit weights, {config.strategy.name}; "
+            f"results: {run_folder}",
         )
+        if self.inner:
+            self.inner.start(config, run_folder)
 
     def stage(self, name: Stage, num_rounds: int) -> None:
-        self.logger.info("stage %s: %d round(s)", name, num_rounds)
+        log_event("stage-started", stage=name.value, num_rounds=num_rounds)
+        if self.inner:
+            self.inner.stage(name, num_rounds)
 
     def round_done(self, stage: Stage, round_index: int, metrics: Mapping[str, Any]) -> None:
-        parts = [f"{metrics['num_accepted']}/{metrics['num_asked']} replies"]
-        if metrics["skipped"]:
-            parts.append("skipped")
-        parts += [
-            f"{label} {metrics[name]:.{digits}f}{unit}"
-            for name, label, digits, unit in (
-                ("train_loss", "training loss", 4, ""),
-                ("accuracy", "accuracy", 2, " %"),
-                ("device_accuracy", "on devices", 2, " %"),
-            )
-            if metrics.get(name) is not None
-        ]
-        parts.append(f"up {metrics['upload_bytes']:,} B, down {metrics['download_bytes']:,} B")
-        self.logger.info("%s round %d: %s", stage, round_index + 1, ", ".join(parts))
+        log_event(
+            "round-ended",
+            describe_round(stage, round_index, metrics),
+            stage=stage.value,
+            round=round_index + 1,
+            skipped=bool(metrics["skipped"]),
+        )
+        if self.inner:
+            self.inner.round_done(stage, round_index, metrics)
 
     def note(self, text: str) -> None:
-        self.logger.info("%s", text)
+        log_event("note", text)
+        if self.inner:
+            self.inner.note(text)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        self.logger.info(
-            "done in %.0f s: float %.2f %%, quantized before training %.2f %%, after %.2f %% "
-            "(best %.2f %%)",
-            summary["wall_seconds"],
-            summary["float_accuracy"],
-            summary["quantized_accuracy_before"],
-            summary["final_accuracy"],
-            summary["best_accuracy"],
+        log_event(
+            "run-ended",
+            f"done in {summary['wall_seconds']:.0f} s: float {summary['float_accuracy']:.2f} %, "
+            f"quantized before training {summary['quantized_accuracy_before']:.2f} %, "
+            f"after {summary['final_accuracy']:.2f} % (best {summary['best_accuracy']:.2f} %)",
+        )
+        if self.inner:
+            self.inner.finish(summary)
+
+
+def describe_round(stage: Stage, round_index: int, metrics: Mapping[str, Any]) -> str:
+    """One line about one round; figures that were not measured are left out."""
+    parts = [f"{metrics['num_accepted']}/{metrics['num_asked']} replies"]
+    if metrics["skipped"]:
+        parts.append("skipped")
+    parts += [
+        f"{label} {metrics[name]:.{digits}f}{unit}"
+        for name, label, digits, unit in (
+            ("train_loss", "training loss", 4, ""),
+            ("accuracy", "accuracy", 2, " %"),
+            ("device_accuracy", "on devices", 2, " %"),
+        )
+        if metrics.get(name) is not None
+    ]
+    parts.append(f"up {metrics['upload_bytes']:,} B, down {metrics['download_bytes']:,} B")
+    return f"{stage} round {round_index + 1}: {', '.join(parts)}"
+
+
+def log_reply(line: Mapping[str, Any]) -> None:
+    """Log what became of one device's reply, from its recorded line; other lines are no replies."""
+    if line["kind"] != "device":
+        return
+    status = line["status"]
+    outcome = {"ok": "accepted", RefusalKind.NO_REPLY.value: "failed"}.get(status, "refused")
+    fields = {name: line[name] for name in ("stage", "round", "task")}
+    if outcome == "accepted":
+        log_event("reply-accepted", **fields, device=line["partition_id"])
+    else:
+        log_event(
+            f"reply-{outcome}",
+            line["reason"],
+            level=logging.WARNING,
+            **fields,
+            device=line["partition_id"],
+            status=status,
         )
 
 
-def console_logger() -> logging.Logger:
-    """The project's logger, writing plain lines to standard error."""
-    logger = logging.getLogger(LOGGER_NAME)
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        # Flower and its dependencies configure the root logger: lines would come twice.
-        logger.propagate = False
-    return logger
+@contextmanager
+def logged_failure() -> Iterator[None]:
+    """Log what ends the run before its time, and let it through."""
+    try:
+        yield
+    except BaseException as error:
+        # Only a user's error is known to say nothing but what a user may read.
+        message = str(error) if isinstance(error, UserError) else ""
+        log_event("run-failed", message, level=logging.ERROR, error=type(error).__name__)
+        raise
 
 
 @contextmanager

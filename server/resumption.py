@@ -17,6 +17,7 @@ from typing import Any
 
 from common.config import Config
 from common.errors import UserError
+from common.events import log_event
 from common.messages import Stage
 from server.aggregation import State
 from server.courier import Traffic
@@ -182,6 +183,7 @@ class Checkpoints:
             arrays = {_STATE + name: values for name, values in state.items()}
             arrays |= {_STRATEGY + name: values for name, values in memory.items()}
             self._store.write(facts, arrays, self._links())
+            log_event("checkpoint-written", stage=stage.value, round=number)
         except OSError as error:
             self.note(f"no checkpoint of {stage} round {number}: {error.strerror or error}")
 
@@ -218,6 +220,7 @@ class Checkpoints:
         self._resumed = snapshot
         kept = ("before", "teacher_hash")
         self.facts = {name: snapshot.facts[name] for name in kept if name in snapshot.facts}
+        log_event("run-resumed", stage=snapshot.facts["stage"], round=snapshot.facts["round"])
         self.note(f"going on after {snapshot.facts['stage']} round {snapshot.facts['round']}")
         if self.devices is None:
             self.note("devices that were started anew choose new coresets; their error is not fed")

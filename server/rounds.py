@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord
 
 from common.config import Config
 from common.errors import UserError
+from common.events import log_event
 from server.aggregation import State
 from server.courier import Courier
 from server.evaluation import Evaluation
@@ -112,6 +113,9 @@ def run_stage(
         number = round_index + 1
         session.registry.wait_for(plan.min_replies, timeout_seconds=config.federation.round_timeout)
         grid = session.sampled_grid(plan.stage, round_index, plan.min_replies)
+        log_event(
+            "round-started", stage=plan.stage.value, round=number, num_asked=len(grid.devices)
+        )
         messages = strategy.configure_train(number, to_record(state), ConfigRecord(), grid)
         exchange = session.courier.exchange(messages)
         aggregated, _ = strategy.aggregate_train(number, exchange.replies)

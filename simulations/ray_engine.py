@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -23,14 +22,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from common.errors import UserError
+from common.events import event_message
 from common.settings import Scalar
 
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.1
 CONNECTION = "simulation"
-LOG_LINE = re.compile(r"^\d\d:\d\d:\d\d (?:INFO|WARNING|ERROR) (?P<text>.*)$")
-"""A line that the ServerApp's own reporter wrote, among those of Flower and Ray."""
 
 
 class RunFailedError(RuntimeError):
@@ -74,9 +72,10 @@ def run_on_ray(
         with flower.runtime():
             run_id = flower.submit(settings, app_folder, num_devices, num_cpus)
             for line in flower.log_lines(run_id):
-                reported = LOG_LINE.match(line)
-                if reported or tell_all:
-                    tell(reported["text"] if reported else line)
+                # The ServerApp's own events are among the lines of Flower and Ray.
+                text = event_message(line)
+                if text or tell_all:
+                    tell(text or line)
             status, details = flower.wait_until_finished(run_id)
     if status != "finished:completed":
         raise RunFailedError(f"the run ended as {status.removeprefix('finished:')}: {details}")

@@ -92,6 +92,25 @@ def test_nothing_private_is_in_any_message(tmp_path: Path, server_images: Path) 
 
     sent = b"\n".join(fleet.traffic)
     assert len(fleet.traffic) > 2 * 3 * 4
+    log = (tmp_path / "run" / "events.jsonl").read_bytes()
+    assert_nothing_private(sent, fleet)
+    assert_nothing_private(log, fleet)
+    # The check can find things: what does travel is seen.
+    assert b"num-samples" in sent
+    assert CLASSES[0].encode() in sent
+    # Server and devices logged: both are one process here.
+    logged = {(event["event"], event.get("device")) for event in map(json.loads, log.splitlines())}
+    for device in (0, 1, 2):
+        for event in ("device-joined", "round-started", "reply-sent", "reply-accepted"):
+            assert (event, device) in logged
+    for event in ("run-started", "round-started", "round-ended", "checkpoint-written", "run-ended"):
+        assert (event, None) in logged
+    for name in CLASSES[1:]:  # the first is a part of "quantized"
+        assert name.encode() not in log
+
+
+def assert_nothing_private(sent: bytes, fleet: LocalFleet) -> None:
+    """No pixels, labels, coreset, folder or file of the fleet's devices is in ``sent``."""
     for k, context in fleet.contexts.items():
         inputs = load_inputs(context.state)
         assert inputs is not None
@@ -124,9 +143,6 @@ def test_nothing_private_is_in_any_message(tmp_path: Path, server_images: Path) 
         assert str(context.node_config["data-dir"]).encode() not in sent
     for private in (b"private-", b".png", b"PNG", b"IDAT", b"indices", b"coreset\0", b"residual"):
         assert private not in sent
-    # The check can find things: what does travel is seen.
-    assert b"num-samples" in sent
-    assert CLASSES[0].encode() in sent
 
 
 def test_what_would_leak_is_found(tmp_path: Path, server_images: Path) -> None:

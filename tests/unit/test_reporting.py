@@ -1,15 +1,20 @@
-"""Log lines of a run, and Flower's own kept quiet."""
+"""Events of a run, and Flower's own kept quiet."""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.config import Config
+from common.errors import UserError
+from common.events import EventFile
 from common.messages import Stage
-from server.reporting import LogReporter, quiet_flower
+from server.reporting import EventReporter, log_reply, logged_failure, quiet_flower
 
 ROUND = {
     "num_accepted": 3,
@@ -23,29 +28,37 @@ ROUND = {
 
 
 @pytest.fixture
-def reporter(caplog: pytest.LogCaptureFixture) -> LogReporter:
-    caplog.set_level(logging.INFO, logger="test-reporter")
-    return LogReporter(logging.getLogger("test-reporter"))
+def events(tmp_path: Path) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """The events logged so far."""
+    path = tmp_path / "events.jsonl"
+    with EventFile(path) as file:
+        file.open()
+        yield lambda: [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_round_is_one_line(reporter: LogReporter, caplog: pytest.LogCaptureFixture) -> None:
-    reporter.round_done(Stage.QUANTIZED, 1, ROUND)
-    assert caplog.messages == [
+Events = Callable[[], list[dict[str, Any]]]
+
+
+def test_a_round_is_one_line(events: Events) -> None:
+    EventReporter().round_done(Stage.QUANTIZED, 1, ROUND)
+    (event,) = events()
+    assert event["event"] == "round-ended"
+    assert (event["stage"], event["round"], event["skipped"]) == ("quantized", 2, False)
+    assert event["message"] == (
         "quantized round 2: 3/4 replies, training loss 1.2500, accuracy 50.00 %, "
         "up 1,234 B, down 5,678 B"
-    ]
+    )
 
 
-def test_figures_that_were_not_measured_are_left_out(
-    reporter: LogReporter, caplog: pytest.LogCaptureFixture
-) -> None:
-    reporter.round_done(Stage.FLOAT, 0, {**ROUND, "skipped": True, "train_loss": None})
-    (line,) = caplog.messages
-    assert "skipped" in line
-    assert "training loss" not in line
+def test_figures_that_were_not_measured_are_left_out(events: Events) -> None:
+    EventReporter().round_done(Stage.FLOAT, 0, {**ROUND, "skipped": True, "train_loss": None})
+    (event,) = events()
+    assert "skipped" in event["message"]
+    assert "training loss" not in event["message"]
 
 
-def test_beginning_and_end(reporter: LogReporter, caplog: pytest.LogCaptureFixture) -> None:
+def test_beginning_and_end(events: Events) -> None:
+    reporter = EventReporter()
     reporter.start(Config(), Path("runs/a"))
     reporter.finish(
         {
@@ -56,10 +69,46 @@ def test_beginning_and_end(reporter: LogReporter, caplog: pytest.LogCaptureFixtu
             "best_accuracy": 63.0,
         }
     )
-    first, last = caplog.messages
-    assert "resnet8 on digits" in first
-    assert "runs/a" in first
-    assert "after 62.50 % (best 63.00 %)" in last
+    first, last = events()
+    assert first["event"] == "run-started"
+    assert "resnet8 on digits" in first["message"]
+    assert "runs/a" in first["message"]
+    assert last["event"] == "run-ended"
+    assert "after 62.50 % (best 63.00 %)" in last["message"]
+
+
+@pytest.mark.parametrize(
+    ("status", "event"),
+    [("ok", "reply-accepted"), ("no-reply", "reply-failed"), ("diverged", "reply-refused")],
+)
+def test_what_became_of_a_reply(status: str, event: str, events: Events) -> None:
+    line = {
+        "kind": "device",
+        "stage": "float",
+        "round": 3,
+        "task": "train",
+        "partition_id": 7,
+        "status": status,
+        "reason": "why",
+    }
+    log_reply(line)
+    log_reply({"kind": "round"})
+    (logged,) = events()
+    assert logged["event"] == event
+    assert (logged["stage"], logged["round"], logged["device"]) == ("float", 3, 7)
+    assert logged.get("message") == (None if status == "ok" else "why")
+
+
+def test_a_failure_is_logged_and_goes_on(events: Events) -> None:
+    """Text of an error is logged where it is meant for users, else it may hold anything."""
+    with pytest.raises(UserError), logged_failure():
+        raise UserError("run.out: not a folder")
+    with pytest.raises(OSError, match="private"), logged_failure():
+        raise OSError("private.png")
+    user, other = events()
+    assert (user["event"], user["message"]) == ("run-failed", "run.out: not a folder")
+    assert (other["error"], other["level"]) == ("OSError", "error")
+    assert "message" not in other
 
 
 def test_flower_is_quiet_inside_and_as_before_outside() -> None:
