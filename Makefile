@@ -12,13 +12,14 @@ SCENARIO ?= digits
 SET ?=
 OUT ?=
 
-# make cluster: the command, extra names and addresses of the server, a run's name, one device, and
-# what else is done with keys.
+# make bench: --quick, --out DIR; make cluster-keys: what else is done with keys.
+ARGS ?=
+
+# make cluster: the command, extra names and addresses of the server, a run's name, one device.
 COMPOSE ?= $(shell docker compose version > /dev/null 2>&1 && echo docker compose || echo docker-compose)
 HOSTS ?=
 RUN ?=
 DEVICE ?=
-ARGS ?= --help
 # Who the containers run as: you, or, if you are root, nobody else.
 export FLEET_UID ?= $(or $(filter-out 0,$(shell id -u)),10001)
 export FLEET_GID ?= $(or $(filter-out 0,$(shell id -g)),10001)
@@ -36,7 +37,7 @@ INSTALLED := $(shell cat '$(STAMP)' 2>/dev/null)
 .DEFAULT_GOAL := help
 OPERATOR = $(COMPOSE) run --rm --no-deps operator python -m server
 KEYS = $(OPERATOR) keys --dir /secrets
-.PHONY: help install simulate test lint clean always
+.PHONY: help install simulate bench test lint clean always
 .PHONY: cluster cluster-run cluster-logs cluster-rotate cluster-revoke cluster-keys
 .PHONY: cluster-down test-cluster
 
@@ -47,6 +48,9 @@ install: $(STAMP) ## Make the environment (VENV, PYTHON, PIP_ARGS) and install t
 
 simulate: $(STAMP) ## Run a federation on this machine (SCENARIO=digits SET='key=value ...' OUT=dir)
 	@$(BIN)/python -m simulations run '$(SCENARIO)' $(if $(SET),--set $(SET)) $(if $(OUT),--out '$(OUT)')
+
+bench: $(STAMP) ## Time the project beside its peers, into docs/results (ARGS='--quick --out DIR')
+	@$(BIN)/python -m simulations bench $(ARGS)
 
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m pytest
@@ -84,7 +88,7 @@ cluster-revoke: ## Shut a device of the cluster out for good (DEVICE=device-1)
 	@$(COMPOSE) rm --stop --force '$(DEVICE)'
 
 cluster-keys: ## Anything else with the cluster's keys (ARGS='add pi-7', 'register pi-7')
-	@$(KEYS) $(ARGS)
+	@$(KEYS) $(or $(ARGS),--help)
 
 cluster-down: ## Remove the cluster and its state; keeps keys and results
 	@$(COMPOSE) down --volumes --remove-orphans

@@ -18,7 +18,10 @@ from client.memory import peak_bytes, resident_bytes
 from common.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from common.config import Config
+    from common.datasets import Dataset
     from common.messages import TrainRequest
 
 
@@ -97,29 +100,14 @@ def run_workload(workload: Workload) -> WorkloadResult:
     import client.app  # noqa: F401  (what the process of a device imports)
     from client.device import Device
     from client.rounds import quantized_round
-    from common.datasets import Dataset, ImageSet
 
     imported_bytes = resident_bytes()
     torch.set_num_threads(workload.threads)
     generator = torch.Generator().manual_seed(0)
-    side = workload.image_size
-    pixels = torch.randint(
-        0, 256, (workload.num_images, side, side, 3), dtype=torch.uint8, generator=generator
+    dataset = noise_dataset(
+        workload.num_images, workload.image_size, workload.num_classes, generator
     )
-    images = ImageSet(
-        images=pixels.permute(0, 3, 1, 2),
-        labels=torch.arange(workload.num_images) % workload.num_classes,
-        class_names=tuple(map(str, range(workload.num_classes))),
-    )
-    dataset = Dataset(
-        name="noise",
-        train=images,
-        test=images,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        crop_padding=side // 8,
-        flip=True,
-    )
+    images = dataset.train
     config = _config(workload)
     device = Device(
         partition_id=0,
@@ -146,6 +134,40 @@ def run_workload(workload: Workload) -> WorkloadResult:
         select_seconds=metrics["select-seconds"],
         images_per_second=rate,
         training_gflops=rate * flops_per_image / 1e9,
+    )
+
+
+def noise_dataset(
+    num_images: int, side: int, num_classes: int, generator: torch.Generator
+) -> Dataset:
+    """Images of noise with three channels, cropped and flipped as CIFAR's; test images the same.
+
+    Args:
+        num_images: class 0, 1, ... in turn.
+        side: in pixels.
+        num_classes: of the labels.
+        generator: source of the pixels.
+    """
+    import torch
+
+    from common.datasets import Dataset, ImageSet
+
+    pixels = torch.randint(
+        0, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=generator
+    )
+    images = ImageSet(
+        images=pixels.permute(0, 3, 1, 2),
+        labels=torch.arange(num_images) % num_classes,
+        class_names=tuple(map(str, range(num_classes))),
+    )
+    return Dataset(
+        name="noise",
+        train=images,
+        test=images,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        crop_padding=side // 8,
+        flip=True,
     )
 
 

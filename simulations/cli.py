@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from common.errors import UserError
+from simulations.bench.command import add_bench_command
 from simulations.comparison.command import add_compare_command, add_report_command
 from simulations.engine_options import add_engine_options, prepare_process, run_with
 from simulations.fleet import fleet_overrides
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan_command(commands)
     add_paper_command(commands)
     add_pretrain_command(commands)
+    add_bench_command(commands)
 
     show = commands.add_parser("list", help="list the scenarios that come with the project")
     show.set_defaults(command=_list, debug=False)

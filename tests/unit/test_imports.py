@@ -23,7 +23,18 @@ KNOW_FLOWER = {
 }
 """The modules of common/ and client/ that may import Flower; all of the algorithms may not."""
 
-EXTRAS = {"flwr_datasets", "sklearn", "pyarrow", "matplotlib", "ray", "datasets", "pandas"}
+EXTRAS = {
+    "brevitas",
+    "datasets",
+    "flwr_datasets",
+    "matplotlib",
+    "openfl",
+    "pandas",
+    "pyarrow",
+    "ray",
+    "sklearn",
+    "torchao",
+}
 
 
 def _modules(package: str) -> list[Path]:

@@ -1,0 +1,67 @@
+"""All benchmarks, one after the other."""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import chain
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from simulations.bench import data, deltas, eden, memory, packing, selection, steps
+from simulations.bench.report import Report
+from simulations.bench.rows import Benchmark, Row
+from simulations.bench.sizes import Sizes
+
+THREADS = 1
+"""A device's default, and that of a simulation's worker: what is slow on one core is seen best."""
+
+GROUPS = (steps, selection, data, packing, deltas, eden, memory)
+
+
+def all_benchmarks(sizes: Sizes) -> list[Benchmark]:
+    """Everything that is measured."""
+    return list(chain.from_iterable(group.benchmarks(sizes) for group in GROUPS))
+
+
+def run_benchmarks(sizes: Sizes, command: str, console: Console) -> Report:
+    """Run all benchmarks, and say where it is."""
+    started, load = time.monotonic(), os.getloadavg()[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    rows: list[Row] = []
+    benchmarks = all_benchmarks(sizes)
+    try:
+        with _progress(console) as progress:
+            task = progress.add_task("", total=len(benchmarks))
+            for benchmark in benchmarks:
+                progress.update(task, description=benchmark.title)
+                began = time.monotonic()
+                rows += benchmark.run()
+                progress.advance(task)
+                progress.console.print(
+                    f"{benchmark.title}: {time.monotonic() - began:.1f} s", markup=False
+                )
+    finally:
+        torch.set_num_threads(threads)
+    return Report(
+        command=command,
+        threads=THREADS,
+        load=load,
+        seconds=time.monotonic() - started,
+        rows=rows,
+    )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

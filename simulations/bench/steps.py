@@ -1,0 +1,140 @@
+"""Training steps: the quantized one beside the float one and beside its peers.
+
+All pass through `client.trainer.train`: the same augmented batches, the same optimizer, the same
+loss. A step with the teacher holds one of the teacher's forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from client.quarc import training_task
+from client.trainer import make_optimizer, train
+from common.augmentation import normalize
+from common.config import Config
+from common.datasets import Dataset
+from common.errors import UserError
+from common.seeding import torch_generator
+from simulations.bench import noise
+from simulations.bench.peers import PEERS, NotExpressibleError
+from simulations.bench.rows import FASTER, Benchmark, Figure, Row, Target
+from simulations.bench.sizes import SEED, Sizes
+from simulations.bench.timing import Action
+
+GROUP = "Training step"
+UNIT = "x the time"
+BITS = {(2, 32): Target(bound=1.1), (4, 4): Target(bound=1.5)}
+"""Weight bits and activation bits, and the most that a step may take of the time of a float step
+and a forward pass of the teacher."""
+
+
+def benchmarks(sizes: Sizes) -> list[Benchmark]:
+    """Every model at every bit-width."""
+    return [
+        Benchmark(
+            title=f"step of {model}, {weight_bits}w{activation_bits}a",
+            run=partial(_compare, sizes, model, weight_bits, activation_bits),
+        )
+        for model in sizes.step_models
+        for weight_bits, activation_bits in BITS
+    ]
+
+
+def _compare(sizes: Sizes, model: str, weight_bits: int, activation_bits: int) -> list[Row]:
+    dataset = noise.images(sizes.step_batch * sizes.steps_per_measurement, sizes.image_side)
+    subject = f"{model} {weight_bits}w{activation_bits}a, batch {sizes.step_batch}"
+    teacher = noise.float_model(model).eval()
+    prepared = noise.quantized_model(model, weight_bits, activation_bits, dataset)
+    steps = partial(training, sizes, dataset)
+    quantized = steps(prepared, teacher)
+    against = partial(sizes.step_timer.ratio, quantized)
+
+    def row(name: str, figure: Figure | None, target: Target | None = None, note: str = "") -> Row:
+        return Row(
+            group=GROUP,
+            subject=subject,
+            against=name,
+            unit=UNIT,
+            figure=figure,
+            target=target,
+            note=note,
+        )
+
+    with_teacher = steps(noise.float_model(model), teacher)
+    rows = [
+        row("float step", against(steps(noise.float_model(model), None))),
+        row(
+            "float step + teacher forward",
+            against(with_teacher),
+            BITS[weight_bits, activation_bits],
+        ),
+    ]
+    for name, convert in PEERS.items():
+        try:
+            peer = steps(convert(prepared), teacher)
+            rows.append(row(name, against(peer), FASTER))
+        except NotExpressibleError as reason:
+            rows.append(row(name, None, FASTER, str(reason)))
+        except (UserError, ImportError) as error:
+            rows.append(row(name, None, FASTER, f"not installed: {error}"))
+    share = sizes.step_timer.ratio(_teacher_passes(sizes, dataset, teacher), quantized)
+    rows.append(
+        Row(
+            group=GROUP,
+            subject=subject,
+            against="the teacher's forward pass in it",
+            unit="% of the time",
+            figure=Figure(
+                median=100 * share.median,
+                low=100 * share.low,
+                high=100 * share.high,
+                count=share.count,
+            ),
+        )
+    )
+    return rows
+
+
+def training(sizes: Sizes, dataset: Dataset, model: nn.Module, teacher: nn.Module | None) -> Action:
+    """Some steps of training on all images; without a teacher by cross-entropy with labels."""
+    config = Config.from_flat(
+        {
+            "training.batch-size": sizes.step_batch,
+            "training.loss": "ce" if teacher is None else "kd",
+            # So small that training on noise for long leaves the activations as they are.
+            "training.learning-rate": 1e-4,
+            "training.schedule": "constant",
+        }
+    )
+    task = training_task(config, first_epoch=0, num_epochs=1, total_epochs=1)
+    optimizer = make_optimizer(model, task)
+    generator = torch_generator(SEED, "bench-steps")
+    indices = torch.arange(len(dataset.train))
+    return lambda: train(
+        model,
+        teacher,
+        dataset,
+        dataset.train,
+        indices,
+        task,
+        generator,
+        optimizer=optimizer,
+    )
+
+
+def _teacher_passes(sizes: Sizes, dataset: Dataset, teacher: nn.Module) -> Callable[[], None]:
+    batches = [
+        normalize(images, dataset.mean, dataset.std)
+        for images in dataset.train.images.split(sizes.step_batch)
+    ]
+
+    def forward() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                teacher(batch)
+
+    return forward

@@ -1,0 +1,68 @@
+"""Wall-clock time of one thing after the other, or of two in turn.
+
+Two things are compared by the ratio of neighbours in time: what else the machine does, and how
+warm it is, then bears on both alike. The median of the ratios leaves out the moments where it
+does not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from simulations.bench.rows import Figure
+
+Action = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timer:
+    """How thoroughly time is taken."""
+
+    repeats: int
+    """Measurements of one thing, or pairs of two."""
+    least_seconds: float
+    """Of one measurement: what is shorter is done several times over; 0: once."""
+
+    def seconds(self, action: Action) -> list[float]:
+        """Seconds of ``action``, ``repeats`` times, after a first time that does not count."""
+        count = self._count(action)
+        return [_seconds(action, count) for _ in range(self.repeats)]
+
+    def ratio(self, subject: Action, peer: Action) -> Figure:
+        """Seconds of ``subject`` over those of ``peer``, ``repeats`` pairs.
+
+        Every other pair is in reverse order, so that neither is always the one that finds the
+        caches as the other left them.
+        """
+        subject_count, peer_count = self._count(subject), self._count(peer)
+        ratios = []
+        for index in range(self.repeats):
+            if index % 2:
+                peer_seconds = _seconds(peer, peer_count)
+                subject_seconds = _seconds(subject, subject_count)
+            else:
+                subject_seconds = _seconds(subject, subject_count)
+                peer_seconds = _seconds(peer, peer_count)
+            ratios.append(subject_seconds / peer_seconds)
+        return Figure.of(ratios)
+
+    def rate(self, action: Action, amount: float) -> Figure:
+        """``amount`` a second."""
+        return Figure.of([amount / seconds for seconds in self.seconds(action)])
+
+    def _count(self, action: Action) -> int:
+        """How often ``action`` is done in one measurement; warms up."""
+        action()
+        if self.least_seconds == 0:
+            return 1
+        return max(1, math.ceil(self.least_seconds / max(_seconds(action, 1), 1e-9)))
+
+
+def _seconds(action: Action, count: int) -> float:
+    started = time.perf_counter()
+    for _ in range(count):
+        action()
+    return (time.perf_counter() - started) / count
