@@ -39,7 +39,7 @@ from server.recorder import (
 )
 from server.registry import DeviceRegistry
 from server.reporting import EventReporter, Reporter, log_reply, logged_failure, quiet_flower
-from server.resumption import Checkpoints
+from server.resumption import Checkpoints, Harness
 from server.rounds import Session
 from server.split_plot import plot_split
 from server.stages import calibrate, copied_state, train_quantized, warm_up
@@ -68,6 +68,7 @@ def run_federation(
     clock: Clock | None = None,
     annotate: Annotate = no_annotation,
     device_states: Path | None = None,
+    harness: Harness | None = None,
 ) -> dict[str, Any]:
     """One federation from its beginning, or from where it was killed, to its end.
 
@@ -83,6 +84,7 @@ def run_federation(
         clock: what waiting for devices goes by; None: the machine's own.
         annotate: asked what else belongs into every recorded line and into the summary.
         device_states: where the engine keeps the states of emulated devices, if it does.
+        harness: what emulates the devices' hardware, if they are emulated.
 
     Raises:
         UserError: for what a user can mend: settings, data, checkpoint, folder, devices.
@@ -98,6 +100,7 @@ def run_federation(
             clock=clock,
             annotate=annotate,
             device_states=device_states,
+            harness=harness,
         )
 
 
@@ -111,10 +114,13 @@ def _federate(
     clock: Clock | None,
     annotate: Annotate,
     device_states: Path | None,
+    harness: Harness | None,
 ) -> dict[str, Any]:
     """See `run_federation`."""
     started = time.perf_counter()
-    checkpoints = Checkpoints(run_folder, config, devices=device_states, note=reporter.note)
+    checkpoints = Checkpoints(
+        run_folder, config, devices=device_states, harness=harness, note=reporter.note
+    )
     if not checkpoints.is_resuming:
         check_run_folder(run_folder)
     started -= checkpoints.earlier.get("wall_seconds", 0.0)
@@ -169,10 +175,7 @@ def _run_stages(
             f"the teacher is not the one that the run in '{checkpoints.run_folder}' began with"
         )
     session.courier.set_teacher(teacher_hash, encode_float(teacher, "float32", {}))
-    holders = checkpoints.earlier.get("teacher_partitions", [])
-    session.courier.believe_teacher_at(
-        device.node_id for device in session.registry.devices if device.partition_id in holders
-    )
+    session.registry.believe_teacher_at(checkpoints.earlier.get("teacher_partitions", []))
     float_figures = float_model.evaluate(teacher)
     note(f"float model: {float_figures.accuracy:.2f} % Top-1")
 

@@ -64,11 +64,32 @@ class DeviceRegistry:
         self._by_partition: dict[int, RegisteredDevice] = {}
         self._refused: dict[int, str] = {}
         self._failures: dict[int, int] = {}
+        self._partition_of: dict[int, int] = {}
+        """Node id -> partition id of all devices that ever were there."""
+        self._expected_holders: set[int] = set()
+        """Partition ids of devices that hold the teacher and were not there yet."""
 
     @property
     def devices(self) -> list[RegisteredDevice]:
         """All devices, by partition id."""
         return [self._by_partition[partition] for partition in sorted(self._by_partition)]
+
+    @property
+    def teacher_partitions(self) -> list[int]:
+        """Partition ids of the devices that hold the teacher, those that are away included."""
+        holders = {self._partition_of[node] for node in self.courier.teacher_nodes}
+        return sorted(holders | self._expected_holders)
+
+    def believe_teacher_at(self, partition_ids: Iterable[int]) -> None:
+        """Take it that these devices hold the teacher, those that are yet to come included."""
+        self._expected_holders = set(partition_ids)
+        for device in self.devices:
+            self._note_holder(device.partition_id, device.node_id)
+
+    def _note_holder(self, partition_id: int, node_id: int) -> None:
+        if partition_id in self._expected_holders:
+            self._expected_holders.discard(partition_id)
+            self.courier.believe_teacher_at([node_id])
 
     def refresh(self) -> None:
         """Forget devices that left; query nodes that are new, forgot the run or did not answer."""
@@ -117,6 +138,8 @@ class DeviceRegistry:
                 emulated=bool(reply.metrics.get("emulated", 0)),
             )
             log_event("device-joined", device=partition_id)
+            self._partition_of[node_id] = partition_id
+            self._note_holder(partition_id, node_id)
 
     def _refuse(self, node_id: int, reason: str) -> None:
         reason = printable(reason)

@@ -2,7 +2,8 @@
 
 A checkpoint holds what the next round depends on: global state, the strategy's memory, the models
 kept so far, which devices hold the teacher, how far metrics.jsonl had come and, where devices are
-emulated, their states. Random streams derive from (seed, purpose, round, device): they need none.
+emulated, their states and what their harness remembers, its virtual clock for one. Random streams
+derive from (seed, purpose, round, device): they need none.
 Where devices are real, their coresets and error feedback stay with them, and begin anew.
 """
 
@@ -13,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from common.config import Config
 from common.errors import UserError
@@ -56,6 +57,20 @@ class StageStart:
     float32_bytes: int = 0
 
 
+class Harness(Protocol):
+    """What emulates hardware around the devices of a run."""
+
+    def state(self) -> dict[str, Any]:
+        """What the next round depends on, as JSON can hold it."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state.
+
+        Raises:
+            UserError: if it is of other hardware.
+        """
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -63,6 +78,7 @@ class Checkpoints:
         run_folder: of the run.
         config: of the run; with run.resume the newest good checkpoint is looked for.
         devices: where the states of emulated devices lie, or None.
+        harness: of an emulation; gets its state back at once.
         note: told what a user should know, in a sentence.
 
     Raises:
@@ -75,11 +91,13 @@ class Checkpoints:
         config: Config,
         *,
         devices: Path | None = None,
+        harness: Harness | None = None,
         note: Callable[[str], None],
     ) -> None:
         self.run_folder = run_folder
         self.config = config
         self.devices = devices
+        self.harness = harness
         self.note = note
         self.facts: dict[str, Any] = {}
         """Kept from one checkpoint to the next."""
@@ -180,6 +198,8 @@ class Checkpoints:
                 "wall_seconds": wall_seconds,
                 "strategy": attributes,
             }
+            if self.harness is not None:
+                facts["harness"] = self.harness.state()
             arrays = {_STATE + name: values for name, values in state.items()}
             arrays |= {_STRATEGY + name: values for name, values in memory.items()}
             self._store.write(facts, arrays, self._links())
@@ -218,6 +238,8 @@ class Checkpoints:
             raise UserError(f"run.resume = '{folder}': none of its checkpoints can be read")
         self._compare_settings(snapshot.facts["settings"])
         self._resumed = snapshot
+        if self.harness is not None:
+            self.harness.restore(snapshot.facts["harness"])
         kept = ("before", "teacher_hash")
         self.facts = {name: snapshot.facts[name] for name in kept if name in snapshot.facts}
         log_event("run-resumed", stage=snapshot.facts["stage"], round=snapshot.facts["round"])

@@ -62,7 +62,6 @@ class Session:
         self, number: int, state: State, strategy: PackedUpdates, *, float32_bytes: int
     ) -> None:
         """Keep what the round after ``number`` depends on."""
-        holders = self.courier.teacher_nodes
         self.checkpoints.save(
             strategy.plan.stage,
             number,
@@ -70,9 +69,7 @@ class Session:
             strategy,
             self.recorder,
             float32_bytes=float32_bytes,
-            teacher_partitions=[
-                device.partition_id for device in self.registry.devices if device.node_id in holders
-            ],
+            teacher_partitions=self.registry.teacher_partitions,
             query_traffic=self.registry.traffic,
             wall_seconds=time.perf_counter() - self.started,
         )

@@ -20,6 +20,7 @@ or a ``trace``: a CSV file of ``start_seconds,end_seconds,available`` without ga
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class DeviceFleet:
     def num_devices(self) -> int:
         """Devices that the fleet itself fixes; 0: as many as the run has."""
         return sum(member.count for member in self.classes)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of every figure of every class."""
+        return hashlib.blake2b(repr(self.classes).encode(), digest_size=16).hexdigest()
 
     def class_counts(self, num_devices: int) -> list[int]:
         """Devices of every class; shares are rounded by largest remainder.

@@ -23,6 +23,7 @@ from flwr.supercore.run import Run
 
 from common.config import Config
 from common.devices import TaskCost, task_cost
+from common.errors import UserError
 from common.messages import NUM_EXAMPLES, REQUEST, Reply, Stage, message_bytes
 from simulations.clock import VirtualClock
 from simulations.emulation import Attempt, Emulation, Fate, doomed, require_possible, settle
@@ -273,6 +274,41 @@ class FleetGrid(Grid):
             for name, counts in sorted(self._evaluated.items())
             if counts["num_examples"]
         }
+
+    def state(self) -> dict[str, Any]:
+        """What the rounds to come depend on, between two rounds (a `server.resumption.Harness`)."""
+        return {
+            "fleet": self.emulation.fleet.fingerprint,
+            "virtual_clock_seconds": self.clock.now(),
+            "virtual_round_start_seconds": self._round_start,
+            "spent_joules": self.emulation.spent_joules.tolist(),
+            "num_samples": list(self._num_samples.items()),
+            "participation": self._participation,
+            "evaluated": self._evaluated,
+            "evaluated_round": self._evaluated_round,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`, at the beginning.
+
+        Raises:
+            UserError: if the fleet is another one than that of the state.
+        """
+        if state["fleet"] != self.emulation.fleet.fingerprint:
+            raise UserError(
+                f"fleet {self.emulation.fleet.name}: a class was changed since the run began, "
+                f"which goes on with the same fleet only"
+            )
+        self.clock.sleep(state["virtual_clock_seconds"])
+        self._round_start = state["virtual_round_start_seconds"]
+        self.emulation.spent_joules[:] = state["spent_joules"]
+        self._num_samples = dict(state["num_samples"])
+        for name, counts in state["participation"].items():
+            self._participation[name].update(counts)
+        for name, counts in state["evaluated"].items():
+            self._evaluated[name].update(counts)
+        stage, number = state["evaluated_round"]
+        self._evaluated_round = (stage, number)
 
     def set_run(self, run: Run) -> None:
         """Set the run of the grid."""

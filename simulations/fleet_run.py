@@ -13,6 +13,7 @@ from common.devices import DeviceProfile, training_seconds
 from common.errors import UserError
 from server.app import run_federation
 from server.reporting import Reporter
+from server.resumption import device_folder
 from simulations.clock import VirtualClock
 from simulations.emulation import Emulation
 from simulations.fleet import DeviceFleet
@@ -61,7 +62,7 @@ class EmulatedRun:
         Args:
             grid: runs the devices for real.
             reporter: told what happens.
-            run_folder: where results go; new or empty.
+            run_folder: where results go; new or empty, unless run.resume names it.
 
         Raises:
             UserError: for what a user can mend.
@@ -82,6 +83,8 @@ class EmulatedRun:
             run_folder,
             clock=clock,
             annotate=fleet_grid.annotate,
+            device_states=device_folder(run_folder),
+            harness=fleet_grid,
         )
         class_names = [
             self.emulation.profile(partition_id).class_name

@@ -56,11 +56,6 @@ def run_scenario(
             raise UserError(f"fleet.name = '{fleet.name}': expected none with --engine {engine}")
         scenario = fit_scenario(scenario, fleet)
         check_fleet(fleet, scenario.config)
-        if scenario.config.run.resume:
-            raise UserError(
-                f"run.resume = '{scenario.config.run.resume}': expected none with fleet.name "
-                f"(a checkpoint does not hold the virtual clock)"
-            )
     run_folder = default_run_folder(scenario.config)
     if not scenario.config.run.resume:
         check_run_folder(run_folder)

@@ -67,16 +67,16 @@ def die_before_message(number: int) -> Callable[..., bytes]:
     return run_message
 
 
-def run_and_die(folder: Path, resume: bool, num_messages: int) -> None:
+def run_and_die(folder: Path, resume: bool, num_messages: int, settings: dict[str, object]) -> None:
     """The main function of a process that dies after so many messages."""
     simulations.pool.run_message = die_before_message(num_messages)
-    run_here(folder, resume=resume)
+    run_here(folder, resume=resume, **settings)
 
 
-def run_until_killed(folder: Path, *, resume: bool, num_messages: int) -> None:
+def run_until_killed(folder: Path, *, resume: bool, num_messages: int, **settings: object) -> None:
     """The federation in a process of its own; one from a fork server, which has run no thread."""
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=run_and_die, args=(folder, resume, num_messages))
+    process = context.Process(target=run_and_die, args=(folder, resume, num_messages, settings))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -86,10 +86,17 @@ def sha256(folder: Path, name: str) -> str:
     return hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
+def metrics(folder: Path) -> list[str]:
+    """The lines of metrics.jsonl, without what the wall clock measured."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if not key.endswith("_seconds")}
+        json.dumps(
+            {
+                key: value
+                for key, value in json.loads(line).items()
+                if key.startswith("virtual_") or not key.endswith("_seconds")
+            }
+        )
         for line in lines
     ]
 
@@ -160,6 +167,50 @@ def test_worker_processes_go_on_as_well(reference: Path, tmp_path: Path) -> None
         [*command, "--resume", str(folder), *overrides], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert_equal_runs(folder, reference)
+
+
+FLEET = """
+classes:
+  steady: {like: raspberry-pi-5, share: 0.5, failure-rate: 0.1, mean-delay-seconds: 0.2}
+  in-and-out:
+    like: raspberry-pi-4
+    share: 0.5
+    battery-wh: 0.003
+    availability: {on-seconds: 0.6, off-seconds: 0.4}
+"""
+"""Devices that come and go, fail, wait, and run out of battery within the run."""
+
+
+def test_an_emulated_fleet_goes_on_in_virtual_time(tmp_path: Path) -> None:
+    """Killed at a seeded random message of QuaRC's last rounds, while half of the devices are away.
+
+    The clock, who is there and who is not, batteries, fates and every virtual figure are those of
+    a run that was left alone, and so is the model.
+    """
+    path = tmp_path / "comings-and-goings.yaml"
+    path.write_text(FLEET)
+    settings: dict[str, object] = {
+        "fleet.name": path,
+        "data.num-devices": 6,
+        "warmup.num-rounds": 1,
+        "federation.num-rounds": 5,
+        "federation.min-devices": 1,
+        "fleet.deadline": 2.0,
+        "fleet.over-selection": 1.5,
+        "federation.fraction": 0.6,
+        "coreset.adaptive": "true",
+    }
+    reference, folder = tmp_path / "reference", tmp_path / "run"
+    run_here(reference, resume=False, **settings)
+    num_messages = 30 + random.Random(3).randrange(8)
+    run_until_killed(folder, resume=False, num_messages=num_messages, **settings)
+    assert metrics(folder)[-1] != metrics(reference)[-1]
+    path.write_text(FLEET.replace("0.003", "0.002"))
+    with pytest.raises(UserError, match="a class was changed"):
+        run_here(folder, resume=True, **settings)
+    path.write_text(FLEET)
+    run_here(folder, resume=True, **settings)
     assert_equal_runs(folder, reference)
 
 

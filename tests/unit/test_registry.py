@@ -55,6 +55,21 @@ def test_devices_that_left_are_forgotten_and_asked_again_when_they_return() -> N
     assert len(grid.sent) == 4
 
 
+def test_holders_of_the_teacher_are_known_when_they_come_and_after_they_left() -> None:
+    """1 is there, 5 is yet to come: both hold it, then both are away, and it stays so."""
+    registry, grid, _ = make_registry()
+    registry.refresh()
+    registry.believe_teacher_at([1, 5])
+    assert registry.courier.teacher_nodes == {node_id_of(1)}
+    assert registry.teacher_partitions == [1, 5]
+    grid.partition_ids += [5]
+    registry.refresh()
+    assert registry.courier.teacher_nodes == {node_id_of(1), node_id_of(5)}
+    grid.partition_ids[:] = [0, 2]
+    registry.refresh()
+    assert registry.teacher_partitions == [1, 5]
+
+
 def test_a_second_device_of_one_partition_is_ignored() -> None:
     registry, _, notes = make_registry(lambda *_: query_reply(7), (0, 1))
     registry.refresh()
