@@ -173,7 +173,7 @@ def _setup(context: Context) -> tuple[Config, Device]:
     if node.data_dir:
         device = _local_device(config, node, context.state)
     else:
-        device = emulated_device(config, node.partition_id)
+        device = emulated_device(config, node.partition_id, node.data_share)
     return config, replace(
         device, pace=Pace.from_figures(context.node_config), max_memory_bytes=node.max_memory
     )

@@ -17,7 +17,7 @@ from client.deadline import Pace
 from common.config import Config, DataConfig, ModelConfig, QuantizationConfig
 from common.datasets import Dataset, ImageSet, load_dataset
 from common.models import create_model
-from common.partition import partition_labels, split_holdout
+from common.partition import configured_split, split_holdout
 from common.qat import prepare
 from common.seeding import stream_seed
 
@@ -41,15 +41,25 @@ class Device:
     """That the process which trains may hold; 0: no limit."""
 
 
-def emulated_device(config: Config, partition_id: int) -> Device:
-    """The device that holds partition ``partition_id`` of the configured split."""
-    return _emulated_device(config.data, config.run.seed, partition_id)
+def emulated_device(config: Config, partition_id: int, data_share: float = 1.0) -> Device:
+    """The device that holds partition ``partition_id`` of the configured split.
+
+    Args:
+        config: of the run.
+        partition_id: which one.
+        data_share: part of these images that the device has room for, (0, 1]: drawn at random,
+            class by class in proportion, at least one of every class. The others are nobody's.
+    """
+    return _emulated_device(config.data, config.run.seed, partition_id, data_share)
 
 
 @lru_cache(maxsize=64)
-def _emulated_device(data: DataConfig, seed: int, partition_id: int) -> Device:
+def _emulated_device(data: DataConfig, seed: int, partition_id: int, data_share: float) -> Device:
     dataset = _dataset(data)
     indices = _split(data, seed)[partition_id]
+    if data_share < 1:
+        share_seed = stream_seed(seed, "data-share", partition_id)
+        indices, _ = split_holdout(indices, dataset.train.labels, 1 - data_share, share_seed)
     holdout_seed = stream_seed(seed, "holdout", partition_id)
     train, holdout = split_holdout(
         indices, dataset.train.labels, data.holdout_fraction, holdout_seed
@@ -69,16 +79,7 @@ def _dataset(data: DataConfig) -> Dataset:
 
 @lru_cache(maxsize=1)
 def _split(data: DataConfig, seed: int) -> list[torch.Tensor]:
-    return partition_labels(
-        _dataset(data).train.labels,
-        data.num_devices,
-        data.partition,
-        alpha=data.alpha,
-        classes_per_device=data.classes_per_device,
-        shards_per_device=data.shards_per_device,
-        min_samples=data.min_samples,
-        seed=seed,
-    )
+    return configured_split(_dataset(data).train.labels, data, seed)
 
 
 def float_model(config: Config, device: Device) -> nn.Module:

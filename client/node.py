@@ -4,6 +4,7 @@ Keys of the node config; none is needed on an emulated device but Flower's own `
 
 - ``data-dir``: folder of the device's own images; without it the device is emulated.
 - ``partition-id``: who the device is among the others; by default a number made from its node id.
+- ``data-share``: part of its share of the images that an emulated device has room for.
 - ``threads``: Torch threads, instead of the run's.
 - ``max-memory``: bytes that the ClientApp's process may hold; batches pass in parts that fit.
 - ``max-temperature``: degrees Celsius above which training pauses.
@@ -32,6 +33,8 @@ class NodeSettings:
     partition_id: int
     data_dir: str = ""
     """Empty: an emulated device."""
+    data_share: float = 1.0
+    """Of an emulated device, (0, 1]."""
     threads: int = 0
     """0: as many as the run says."""
     max_memory: int = 0
@@ -45,6 +48,10 @@ class NodeSettings:
         if not 0 <= self.partition_id <= MAX_PARTITION_ID:
             raise UserError(
                 f"node config partition-id = {self.partition_id}: expected 0 to {MAX_PARTITION_ID}"
+            )
+        if not 0 < self.data_share <= 1:
+            raise UserError(
+                f"node config data-share = {self.data_share}: expected above 0, at most 1"
             )
         if not 0 <= self.threads <= 256:
             raise UserError(f"node config threads = {self.threads}: expected 1 to 256")
@@ -63,6 +70,7 @@ class NodeSettings:
         return cls(
             partition_id=_integer(node_config, "partition-id", node_id % (MAX_PARTITION_ID + 1)),
             data_dir=str(node_config.get("data-dir", "")),
+            data_share=_number(node_config, "data-share", 1.0),
             threads=_integer(node_config, "threads", 0),
             max_memory=_integer(node_config, "max-memory", 0),
             max_temperature=_number(node_config, "max-temperature"),
@@ -77,8 +85,8 @@ def _integer(node_config: Mapping[str, Scalar], key: str, default: int) -> int:
     return value
 
 
-def _number(node_config: Mapping[str, Scalar], key: str) -> float:
-    value = node_config.get(key, 0)
+def _number(node_config: Mapping[str, Scalar], key: str, default: float = 0.0) -> float:
+    value = node_config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"node config {key} = {value!r}: expected a number")
     return float(value)

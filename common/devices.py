@@ -114,7 +114,8 @@ class DeviceProfile:
     weight_bits: tuple[int, ...] = BIT_CHOICES
     """Weight bit-widths that it can train at."""
     data_share: float = 1.0
-    """Part of the images allotted to it that a device has room for, (0, 1]."""
+    """Part of the images allotted to it that a device has room for, (0, 1]; the others are no
+    device's."""
     availability: Availability = field(default_factory=Availability)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.config import DataConfig
 from common.errors import UserError
 from common.extras import import_extra
 from common.stratify import stratified_mask
@@ -120,6 +121,29 @@ def partition_labels(
     raise UserError(
         f"partition {scheme!r} cannot give each of {num_devices} devices {min_samples} of the "
         f"{num_samples} samples{reason}: {_HINTS[scheme]}"
+    )
+
+
+def configured_split(labels: Tensor, data: DataConfig, seed: int) -> list[Tensor]:
+    """The run's split of a data set: `partition_labels` with the settings of ``data``.
+
+    Args:
+        labels: of the training images, int64 [n].
+        data: settings of the split.
+        seed: of the run.
+
+    Raises:
+        UserError: see `partition_labels`.
+    """
+    return partition_labels(
+        labels,
+        data.num_devices,
+        data.partition,
+        alpha=data.alpha,
+        classes_per_device=data.classes_per_device,
+        shards_per_device=data.shards_per_device,
+        min_samples=data.min_samples,
+        seed=seed,
     )
 
 

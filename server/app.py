@@ -21,7 +21,7 @@ from common.events import EVENTS_FILE, EventFile, bound_fields, print_events
 from common.input_spec import InputSpec
 from common.messages import QueryRequest, Stage
 from common.models import create_model, load_state
-from common.partition import partition_labels
+from common.partition import configured_split
 from common.qat import prepare
 from common.seeding import torch_generator
 from common.updates import encode_float
@@ -228,17 +228,8 @@ def _float_module(config: Config, dataset: Dataset) -> tuple[nn.Module, bool]:
 
 
 def _draw_split(config: Config, dataset: Dataset, run_folder: Path) -> None:
-    data, labels = config.data, dataset.train.labels
-    parts = partition_labels(
-        labels,
-        data.num_devices,
-        data.partition,
-        alpha=data.alpha,
-        classes_per_device=data.classes_per_device,
-        shards_per_device=data.shards_per_device,
-        min_samples=data.min_samples,
-        seed=config.run.seed,
-    )
+    labels = dataset.train.labels
+    parts = configured_split(labels, config.data, config.run.seed)
     plot_split(labels, parts, dataset.train.class_names, run_folder / "split.png")
 
 

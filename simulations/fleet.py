@@ -190,12 +190,6 @@ def check_fleet(fleet: DeviceFleet, config: Config) -> None:
     bits = config.quantization.weight_bits
     if not any(bits in profile.weight_bits for profile in fleet.profiles):
         raise UserError(f"fleet {fleet.name}: no class trains at quantization.weight-bits = {bits}")
-    for profile in fleet.profiles:
-        if profile.data_share != 1.0:
-            raise UserError(
-                f"fleet {fleet.name}: class {profile.class_name}: data-share = "
-                f"{profile.data_share:g}: a run gives every device all of its images, expected 1"
-            )
 
 
 def fleet_overrides(name_or_path: str, settings: Mapping[str, Scalar]) -> list[str]:

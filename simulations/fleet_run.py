@@ -50,7 +50,7 @@ class EmulatedRun:
         self.emulation = Emulation(fleet, num_devices=data.num_devices, seed=config.run.seed)
 
     def node_config(self) -> dict[int, dict[str, float]]:
-        """Partition id -> what a device's operator would tell it about its pace."""
+        """Partition id -> what a device's operator would tell it about it."""
         return {
             partition_id: self._pace(self.emulation.profile(partition_id))
             for partition_id in range(self.emulation.num_devices)
@@ -103,4 +103,5 @@ class EmulatedRun:
             "downlink-mbits": profile.downlink_mbits,
             "uplink-mbits": profile.uplink_mbits,
             "latency-seconds": profile.latency_seconds,
+            "data-share": profile.data_share,
         }

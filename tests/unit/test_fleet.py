@@ -215,8 +215,3 @@ class TestRun:
         text = "classes: {raspberry-pi-4: {count: 4, weight-bits: [8]}}"
         with pytest.raises(UserError, match=r"no class trains at quantization.weight-bits = 2"):
             check_fleet(load_fleet(write(tmp_path, text)), Config())
-
-    def test_a_data_share_is_refused(self, tmp_path: Path) -> None:
-        text = "classes: {raspberry-pi-4: {count: 4, data-share: 0.5}}"
-        with pytest.raises(UserError, match=r"raspberry-pi-4: data-share = 0.5"):
-            check_fleet(load_fleet(write(tmp_path, text)), Config())

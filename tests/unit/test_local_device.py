@@ -149,7 +149,8 @@ def test_node_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "node_config", [{"partition-id": "x"}, {"partition-id": -1}, {"threads": 1000}]
+    "node_config",
+    [{"partition-id": "x"}, {"partition-id": -1}, {"threads": 1000}, {"data-share": 0.0}],
 )
 def test_node_settings_that_are_wrong_are_named(node_config: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(node_config))):

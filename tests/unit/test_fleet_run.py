@@ -1,0 +1,35 @@
+"""Tests of simulations.fleet_run: what an emulated device's operator would say about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import Config
+from simulations.fleet import load_fleet
+from simulations.fleet_run import EmulatedRun
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+pytest.importorskip("flwr_datasets", reason="the split comes with flwr-datasets")
+
+FLEET = """
+classes:
+  roomy: {like: raspberry-pi-4, count: 3}
+  cramped: {like: raspberry-pi-4, count: 2, data-share: 0.25}
+"""
+
+
+def make_run(tmp_path: Path, fleet: str = FLEET, **settings: float | str) -> EmulatedRun:
+    path = tmp_path / "made.yaml"
+    path.write_text(fleet)
+    return EmulatedRun(load_fleet(str(path)), Config.from_flat({"data.num-devices": 5, **settings}))
+
+
+def test_devices_are_told_their_classs_figures(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for partition_id, told in run.node_config().items():
+        share = 1.0 if run.emulation.profile(partition_id).class_name == "roomy" else 0.25
+        assert told["data-share"] == share
+        assert told["uplink-mbits"] == 40.0
+        assert told["latency-seconds"] == 0.02
