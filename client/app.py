@@ -175,7 +175,10 @@ def _setup(context: Context) -> tuple[Config, Device]:
     else:
         device = emulated_device(config, node.partition_id, node.data_share)
     return config, replace(
-        device, pace=Pace.from_figures(context.node_config), max_memory_bytes=node.max_memory
+        device,
+        pace=Pace.from_figures(context.node_config),
+        max_memory_bytes=node.max_memory,
+        used_memory_bytes=node.used_memory or None,
     )
 
 

@@ -1,8 +1,12 @@
-"""How many images fit into one training pass: from what autograd keeps for the backward pass."""
+"""How many images fit into one training pass: from what autograd keeps for the backward pass.
+
+Coefficients are fitted to the peak resident memory of processes that train (docs/fleet.md).
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +18,11 @@ logger = logging.getLogger(__name__)
 PROBED_IMAGES = 2
 """Batch normalisation needs more than one value per channel."""
 
-OVERHEAD = 2.0
-"""Measured peak over kept bytes: gradients, the teacher's features, the kernels' scratch memory."""
+CORRECTED_SHARE = 2.0
+"""Kept bytes that a pass takes with correction, at most: 1.9 (ResNet-20), 1.2 (MobileNetV2)."""
+
+FIRST_STEP_BYTES = 40 * MB
+"""What the first step takes whatever the model: the kernels' code and scratch memory."""
 
 SMALLEST_PART = 2
 
@@ -49,12 +56,46 @@ def kept_bytes_per_image(model: nn.Module, image_shape: tuple[int, int, int]) ->
     return sum(kept.values()) / PROBED_IMAGES
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingMemory:
+    """What training takes beyond what its process holds before."""
+
+    fixed_bytes: float
+    """However many images pass at a time: gradients, momentum, the first step's."""
+    bytes_per_image: float
+    """Of one pass."""
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, image_shape: tuple[int, int, int], *, corrected: bool
+    ) -> TrainingMemory:
+        """The memory of training ``model``.
+
+        Args:
+            model: to be trained, before its first step.
+            image_shape: channels, height, width.
+            corrected: whether the loss compares features, so that the teacher's are kept as well.
+        """
+        kept = kept_bytes_per_image(model, image_shape)
+        gradients_and_momentum = 2 * sum(parameter.nbytes for parameter in model.parameters())
+        return cls(
+            fixed_bytes=gradients_and_momentum + FIRST_STEP_BYTES,
+            bytes_per_image=kept * (CORRECTED_SHARE if corrected else 1.0),
+        )
+
+    def fitting_images(self, free_bytes: float) -> int:
+        """How many images can pass at a time; less than `SMALLEST_PART`: training does not fit."""
+        return max(0, int((free_bytes - self.fixed_bytes) / self.bytes_per_image))
+
+
 def fitting_part_size(
     model: nn.Module,
     image_shape: tuple[int, int, int],
     batch_size: int,
     max_memory_bytes: int,
     used_bytes: int | None = None,
+    *,
+    corrected: bool = False,
 ) -> int:
     """The largest part of a batch whose training stays below a limit; 0: the whole batch does.
 
@@ -64,14 +105,13 @@ def fitting_part_size(
         batch_size: images of a step.
         max_memory_bytes: that this process may hold; 0: no limit.
         used_bytes: that it holds now; None: asked of the system.
+        corrected: whether the loss compares features.
     """
     if not max_memory_bytes:
         return 0
     used = resident_bytes() if used_bytes is None else used_bytes
-    # Gradients and momentum.
-    held = 2 * sum(parameter.nbytes for parameter in model.parameters())
-    room = max(0.0, max_memory_bytes - used - held)
-    size = int(room / (OVERHEAD * kept_bytes_per_image(model, image_shape)))
+    memory = TrainingMemory.of(model, image_shape, corrected=corrected)
+    size = memory.fitting_images(max_memory_bytes - used)
     if size >= batch_size:
         return 0
     if size < SMALLEST_PART:

@@ -39,6 +39,8 @@ class Device:
     """How fast it is, where its operator says so."""
     max_memory_bytes: int = 0
     """That the process which trains may hold; 0: no limit."""
+    used_memory_bytes: int | None = None
+    """That it holds before it trains; None: to be asked of the system."""
 
 
 def emulated_device(config: Config, partition_id: int, data_share: float = 1.0) -> Device:

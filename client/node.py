@@ -7,6 +7,8 @@ Keys of the node config; none is needed on an emulated device but Flower's own `
 - ``data-share``: part of its share of the images that an emulated device has room for.
 - ``threads``: Torch threads, instead of the run's.
 - ``max-memory``: bytes that the ClientApp's process may hold; batches pass in parts that fit.
+- ``used-memory``: bytes of them that are in use before training, where the process that emulates a
+  device can't tell; by default the process's own.
 - ``max-temperature``: degrees Celsius above which training pauses.
 - ``min-battery``: per cent of charge below which training pauses while on battery.
 """
@@ -39,6 +41,8 @@ class NodeSettings:
     """0: as many as the run says."""
     max_memory: int = 0
     """Bytes; 0: no limit."""
+    used_memory: int = 0
+    """Bytes; 0: what the process holds."""
     max_temperature: float = 0.0
     """Degrees Celsius; 0: whatever the temperature."""
     min_battery: float = 0.0
@@ -55,8 +59,9 @@ class NodeSettings:
             )
         if not 0 <= self.threads <= 256:
             raise UserError(f"node config threads = {self.threads}: expected 1 to 256")
-        if self.max_memory < 0:
-            raise UserError(f"node config max-memory = {self.max_memory}: expected bytes")
+        for key, size in (("max-memory", self.max_memory), ("used-memory", self.used_memory)):
+            if size < 0:
+                raise UserError(f"node config {key} = {size}: expected bytes")
         if not 0 <= self.max_temperature <= 150:
             raise UserError(
                 f"node config max-temperature = {self.max_temperature}: expected 0 to 150"
@@ -73,6 +78,7 @@ class NodeSettings:
             data_share=_number(node_config, "data-share", 1.0),
             threads=_integer(node_config, "threads", 0),
             max_memory=_integer(node_config, "max-memory", 0),
+            used_memory=_integer(node_config, "used-memory", 0),
             max_temperature=_number(node_config, "max-temperature"),
             min_battery=_number(node_config, "min-battery"),
         )

@@ -51,7 +51,7 @@ def float_round(
     epochs = config.warmup.local_epochs
     task = replace(
         _task(config, request, epochs=epochs),
-        max_part_size=_part_size(device, model, config.warmup.batch_size),
+        max_part_size=_part_size(device, model, config.warmup.batch_size, corrected=False),
         batch_size=config.warmup.batch_size,
         learning_rate=config.warmup.learning_rate,
         schedule="cosine",
@@ -225,7 +225,7 @@ def _train_on_coresets(
         replace(
             task,
             num_epochs=num_epochs,
-            max_part_size=_part_size(device, student, task.batch_size),
+            max_part_size=_part_size(device, student, task.batch_size, corrected=task.is_corrected),
         ),
         device.train,
         device.dataset,
@@ -295,9 +295,16 @@ def _task(config: Config, request: TrainRequest, *, epochs: int) -> TrainingTask
     )
 
 
-def _part_size(device: Device, model: nn.Module, batch_size: int) -> int:
+def _part_size(device: Device, model: nn.Module, batch_size: int, *, corrected: bool) -> int:
     _, channels, height, width = device.train.images.shape
-    return fitting_part_size(model, (channels, height, width), batch_size, device.max_memory_bytes)
+    return fitting_part_size(
+        model,
+        (channels, height, width),
+        batch_size,
+        device.max_memory_bytes,
+        device.used_memory_bytes,
+        corrected=corrected,
+    )
 
 
 def _metrics(result: TrainingResult, num_examples: int, seconds: float) -> dict[str, int | float]:

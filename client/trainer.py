@@ -56,6 +56,11 @@ class TrainingTask:
     """Most images in one pass; larger batches pass in parts whose gradients add up (the same step
     but for batch normalisation's statistics, which are each part's). 0: whole batches."""
 
+    @property
+    def is_corrected(self) -> bool:
+        """Whether the loss compares features of student and teacher."""
+        return self.correction != "none" and self.beta > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
@@ -117,7 +122,7 @@ def train(
         DivergedError: on a loss or weight that is not finite.
         ValueError: if the loss needs a teacher and there is none.
     """
-    corrected = task.correction != "none" and task.beta > 0
+    corrected = task.is_corrected
     if task.loss == "ce" and not corrected:
         teacher = None
     elif teacher is None:

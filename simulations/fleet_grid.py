@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,7 @@ class FleetGrid(Grid):
         workload: what tasks compute.
         num_classes: of the data set.
         clock: passes with every round.
+        unable: partition ids of the devices that don't have the memory to train.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class FleetGrid(Grid):
         *,
         num_classes: int,
         clock: VirtualClock,
+        unable: Collection[int] = (),
     ) -> None:
         self.grid = grid
         self.emulation = emulation
@@ -61,6 +63,7 @@ class FleetGrid(Grid):
         self.workload = workload
         self.num_classes = num_classes
         self.clock = clock
+        self.unable = unable
         self._num_samples: dict[int, int] = {}
         """Partition id -> training images, from the replies to queries."""
         self._numbers = itertools.count(1)
@@ -73,13 +76,14 @@ class FleetGrid(Grid):
         self._evaluated_round = (Stage.FLOAT.value, 0)
 
     def get_node_ids(self) -> list[int]:
-        """The nodes of the devices that are there now and can train at the run's bit-width."""
+        """The nodes of the devices that are there now and can train: at these bits, in memory."""
         available = self.emulation.available(self.clock.now())
         bits = self.config.quantization.weight_bits
         return [
             FIRST_NODE_ID + partition_id
             for partition_id in available.nonzero()[0].tolist()
             if bits in self.emulation.profile(partition_id).weight_bits
+            and partition_id not in self.unable
         ]
 
     def send_and_receive(

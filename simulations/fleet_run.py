@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.serverapp import Grid
 
+from client.memory import MB
 from common.config import Config
 from common.datasets import load_dataset
 from common.devices import DeviceProfile, training_seconds
 from common.errors import UserError
+from common.partition import configured_split
 from server.app import run_federation
 from server.reporting import Reporter
 from server.resumption import device_folder
@@ -18,6 +21,7 @@ from simulations.clock import VirtualClock
 from simulations.emulation import Emulation
 from simulations.fleet import DeviceFleet
 from simulations.fleet_grid import FleetGrid
+from simulations.fleet_memory import plan_memory
 from simulations.fleet_plots import plot_run
 from simulations.flops import count_flops
 from simulations.workload import Workload
@@ -31,7 +35,7 @@ class EmulatedRun:
         config: of the run.
 
     Raises:
-        UserError: for bad data settings.
+        UserError: for bad data settings, or if no device has the memory to train.
     """
 
     def __init__(self, fleet: DeviceFleet, config: Config) -> None:
@@ -48,11 +52,24 @@ class EmulatedRun:
         self.num_classes = images.num_classes
         self.workload = Workload(config=config, flops=flops)
         self.emulation = Emulation(fleet, num_devices=data.num_devices, seed=config.run.seed)
+        split = configured_split(images.labels, data, config.run.seed)
+        shares = [self.emulation.profile(i).data_share for i in range(len(split))]
+        self.memory = plan_memory(
+            config,
+            self.emulation,
+            np.ceil(np.multiply([len(part) for part in split], shares)).astype(np.int64),
+            num_classes=images.num_classes,
+            image_shape=(channels, height, width),
+        )
 
     def node_config(self) -> dict[int, dict[str, float]]:
         """Partition id -> what a device's operator would tell it about it."""
         return {
-            partition_id: self._pace(self.emulation.profile(partition_id))
+            partition_id: {
+                **self._pace(self.emulation.profile(partition_id)),
+                "max-memory": int(self.emulation.profile(partition_id).memory_mb * MB),
+                "used-memory": int(self.memory.used_bytes[partition_id]),
+            }
             for partition_id in range(self.emulation.num_devices)
         }
 
@@ -75,7 +92,10 @@ class EmulatedRun:
             self.workload,
             num_classes=self.num_classes,
             clock=clock,
+            unable=self.memory.unable,
         )
+        for sentence in self.memory.notes(self.emulation):
+            reporter.note(sentence)
         summary = run_federation(
             fleet_grid,
             self.config,

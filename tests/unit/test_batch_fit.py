@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.batch_fit import fitting_part_size, kept_bytes_per_image
+from client.batch_fit import FIRST_STEP_BYTES, fitting_part_size, kept_bytes_per_image
 from client.trainer import TrainingTask, parts, train
 from common.datasets import Dataset, ImageSet
 
@@ -76,12 +76,13 @@ def test_bytes_that_a_forward_pass_keeps() -> None:
 
 
 def test_the_part_follows_the_limit() -> None:
-    """Parameters: 16 x 4 + 4 + 4 x 2 + 2 = 78 floats, twice 312 bytes held. Limit 1000 + 624 +
-    1600: 1600 / (2 x 80) = 10 images."""
+    """Parameters: 16 x 4 + 4 + 4 x 2 + 2 = 78 floats, twice 312 bytes held, and the first step's.
+    With 1600 bytes beyond them 1600 / 80 = 20 images; half as many where features are compared."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
-    limit = 1000 + 624 + 1600
-    assert fitting_part_size(model, SHAPE, 32, limit, used_bytes=1000) == 10
-    assert fitting_part_size(model, SHAPE, 10, limit, used_bytes=1000) == 0
+    limit = 1000 + 624 + FIRST_STEP_BYTES + 1600
+    assert fitting_part_size(model, SHAPE, 32, limit, used_bytes=1000) == 20
+    assert fitting_part_size(model, SHAPE, 20, limit, used_bytes=1000) == 0
+    assert fitting_part_size(model, SHAPE, 32, limit, used_bytes=1000, corrected=True) == 10
     assert fitting_part_size(model, SHAPE, 32, 0, used_bytes=1000) == 0
     assert fitting_part_size(model, SHAPE, 32, 1000, used_bytes=1000) == 2
 

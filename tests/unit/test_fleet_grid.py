@@ -242,6 +242,11 @@ class TestPresence:
         grid, _ = make_grid(profile(0.1), profile(0.4, weight_bits=(8,)))
         assert grid.get_node_ids() == [FIRST_NODE_ID]
 
+    def test_devices_without_the_memory_are_no_nodes(self) -> None:
+        grid, _ = make_grid(profile(0.1), profile(0.4))
+        grid.unable = {0}
+        assert grid.get_node_ids() == [FIRST_NODE_ID + 1]
+
     def test_the_server_waits_in_virtual_time(self) -> None:
         """The second device comes at 20 s: the server, polling every second, waits until then."""
         in_periods = Availability(schedule=((10.0, True), (10.0, False)), same_phase=True)

@@ -33,3 +33,23 @@ def test_devices_are_told_their_classs_figures(tmp_path: Path) -> None:
         assert told["data-share"] == share
         assert told["uplink-mbits"] == 40.0
         assert told["latency-seconds"] == 0.02
+
+
+def test_devices_are_told_their_memory(tmp_path: Path) -> None:
+    """3,850 MB are a Raspberry Pi 4's; images are few and small, a quarter of them still less."""
+    run = make_run(tmp_path)
+    told = run.node_config()
+    assert {device["max-memory"] for device in told.values()} == {3_850_000_000}
+    used = {i: told[i]["used-memory"] - 278_000_000 - 16_000_000 for i in told}
+    assert all(0 < size < 5_000_000 for size in used.values())
+    assert run.memory.part_sizes.tolist() == [32] * 5
+
+
+def test_devices_without_the_memory_are_no_nodes(tmp_path: Path) -> None:
+    """300 MB hold the imports of a client and no training: device classes are told apart."""
+    fleet = FLEET.replace("data-share: 0.25", "memory-mb: 300")
+    run = make_run(tmp_path, fleet)
+    tight = {i for i in range(5) if run.emulation.profile(i).class_name == "cramped"}
+    assert run.memory.unable == tight
+    (note,) = run.memory.notes(run.emulation)
+    assert note.startswith("2 of 2 cramped can't take part: training needs 3")
