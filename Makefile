@@ -72,8 +72,8 @@ cluster: ## Start the cluster in containers (HOSTS='names of this server'); see 
 
 cluster-run: name := $(or $(RUN),cluster-$(shell date +%Y%m%d-%H%M%S))
 cluster-run: ## Run a federation in the cluster and follow it (RUN=name SET='key=value ...')
-	@$(OPERATOR) run --ca /secrets/ca.crt --app /app --set data.num-devices=3 \
-		federation.min-devices=3 'run.out=/runs/$(name)' $(SET)
+	@$(OPERATOR) run --ca /secrets/ca.crt --app /app --restarts 3 --set data.num-devices=3 \
+		federation.min-devices=3 'run.resume=/runs/$(name)' $(SET)
 	@echo 'results: $(FLEET_RUNS)/$(name)'
 
 cluster-logs: ## Follow what all services of the cluster say

@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import HttpGrid
 from torch import nn
 
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher, save_checkpoint
@@ -29,6 +30,7 @@ from server.aggregation import State
 from server.courier import Courier, Traffic
 from server.evaluation import Evaluation
 from server.global_model import GlobalModel
+from server.guarded_grid import GuardedGrid
 from server.plots import plot_curves
 from server.recorder import (
     Annotate,
@@ -56,7 +58,9 @@ def main(grid: Grid, context: Context) -> None:
     with bound_fields(run_id=str(context.run_id)):
         with logged_failure():
             config = Config.from_flat(context.run_config)
-        run_federation(grid, config, None, default_run_folder(config))
+        # Only between machines are messages read again from what a stranger sent.
+        view = GuardedGrid(grid) if isinstance(grid, HttpGrid) else grid
+        run_federation(view, config, None, default_run_folder(config))
 
 
 def run_federation(

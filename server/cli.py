@@ -20,7 +20,7 @@ from server.keys import (
     create_fleet_keys,
     renew_server_certificate,
 )
-from server.launch import follow_run, run_settings
+from server.launch import run_settings, run_to_end
 from server.watch import add_watch_command
 
 
@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--app", type=Path, default=Path(), help="the project's folder (default: this one)"
+    )
+    run.add_argument(
+        "--restarts",
+        metavar="N",
+        type=int,
+        default=0,
+        help="start a run that failed again, at most N times, to go on in run.resume",
     )
     _add_superlink(run)
     run.set_defaults(command=_run)
@@ -157,7 +164,7 @@ def _revoke(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> int:
     settings = run_settings(options.file, options.settings)
     with ControlClient(options.superlink, options.ca) as client:
-        return follow_run(client, client.start_run(options.app, settings))
+        return run_to_end(client, options.app, settings, restarts=options.restarts)
 
 
 def _client(folder: KeyFolder, options: argparse.Namespace) -> ControlClient:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ POLL_SECONDS = 3.0
 OUTAGE_SECONDS = 300.0
 """A SuperLink that restarts within this time finds the run, and so does who follows it."""
 COMPLETED = "finished:completed"
+FAILED = "finished:failed"
+RESTART_SECONDS = 10.0
+"""Before a run that failed is started again."""
 
 
 def run_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Scalar]:
@@ -37,8 +40,40 @@ def run_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Scala
     return settings
 
 
-def follow_run(client: ControlClient, run_id: str) -> int:
-    """Show a run's log until it is over; returns 0 if it completed and 1 if it did not.
+def run_to_end(
+    client: ControlClient, app: Path, settings: Mapping[str, Scalar], *, restarts: int = 0
+) -> int:
+    """Start a run and follow it; one that fails is started again and goes on where it was.
+
+    Args:
+        client: of the SuperLink.
+        app: the project's folder.
+        settings: of the run.
+        restarts: how often at most; needs ``run.resume``.
+
+    Returns:
+        0 if the run completed and 1 if it did not.
+
+    Raises:
+        UserError: if restarts can't work, or the SuperLink is away for longer than
+            `OUTAGE_SECONDS`.
+    """
+    if restarts < 0:
+        raise UserError(f"--restarts = {restarts}: expected 0 or more")
+    if restarts and not settings.get("run.resume"):
+        raise UserError("--restarts needs --set run.resume=FOLDER, in place of run.out")
+    status = follow_run(client, client.start_run(app, settings))
+    for number in range(1, restarts + 1):
+        if status != FAILED:
+            break
+        _say(f"the run failed: started again in {RESTART_SECONDS:.0f} s ({number} of {restarts})")
+        time.sleep(RESTART_SECONDS)
+        status = follow_run(client, client.start_run(app, settings))
+    return 0 if status == COMPLETED else 1
+
+
+def follow_run(client: ControlClient, run_id: str) -> str:
+    """Show a run's log until it is over; returns how it ended.
 
     Raises:
         UserError: if the SuperLink is away for longer than `OUTAGE_SECONDS`.
@@ -49,7 +84,7 @@ def follow_run(client: ControlClient, run_id: str) -> int:
         client.follow_log(run_id)
         time.sleep(POLL_SECONDS)
     _say(f"run {run_id}: {status}")
-    return 0 if status == COMPLETED else 1
+    return status
 
 
 def _status(client: ControlClient, run_id: str) -> str:

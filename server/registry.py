@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from flwr.app import Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from common.errors import UserError
 from common.events import log_event
@@ -20,6 +19,7 @@ from common.messages import Reply, Status
 from common.seeding import numpy_generator
 from server.courier import Courier, Traffic
 from server.foreign_text import printable
+from server.grid_view import GridView
 from server.replies import MAX_EXAMPLES
 
 POLL_SECONDS = 1.0
@@ -195,7 +195,7 @@ def _is_count(value: float) -> bool:
     return type(value) is int and 0 <= value <= MAX_EXAMPLES
 
 
-class SampledGrid(Grid):
+class SampledGrid(GridView):
     """A view of a grid that knows the devices of one sample only.
 
     Flower's strategies draw nodes from all of a grid's without a seed: from this view they draw
@@ -203,7 +203,7 @@ class SampledGrid(Grid):
     """
 
     def __init__(self, grid: Grid, devices: Iterable[RegisteredDevice]) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self.devices = list(devices)
         self.partition_of = {device.node_id: device.partition_id for device in self.devices}
         """Node id -> partition id of the sample."""
@@ -213,31 +213,3 @@ class SampledGrid(Grid):
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         return [node for node in self.grid.get_nodes() if node.node_id in self.partition_of]
-
-    def set_run(self, run: Run) -> None:
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self.grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self.grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.grid.send_and_receive(messages, timeout=timeout)

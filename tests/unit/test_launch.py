@@ -1,13 +1,15 @@
 """Starting a run in a fleet: what is sent, what is refused, what the exit code says."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from common.errors import UserError
+from common.settings import Scalar
 from server.control import ControlClient
-from server.launch import follow_run, run_settings
+from server.launch import run_settings, run_to_end
 
 
 def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
@@ -49,6 +51,11 @@ class FakeSuperLink:
     def __init__(self, *statuses: str) -> None:
         self.statuses = list(statuses)
         self.num_logs = 0
+        self.started: list[Mapping[str, Scalar]] = []
+
+    def start_run(self, app: Path, settings: Mapping[str, Scalar]) -> str:
+        self.started.append(settings)
+        return str(len(self.started))
 
     def run_status(self, run_id: str) -> str:
         status = self.statuses.pop(0)
@@ -72,13 +79,42 @@ def test_the_exit_code_is_the_runs_end(
 ) -> None:
     monkeypatch.setattr("server.launch.POLL_SECONDS", 0.0)
     superlink = FakeSuperLink("pending", "away", "running", "away", last)
-    assert follow_run(cast(ControlClient, superlink), "12") == code
+    assert run_to_end(cast(ControlClient, superlink), Path(), {}) == code
     assert superlink.num_logs == 2
-    assert f"run 12: {last}" in capsys.readouterr().out
+    assert f"run 1: {last}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("statuses", "restarts", "code"),
+    [
+        # Started again until it completes, or has been started again often enough.
+        (["failed", "failed", "completed"], 3, 0),
+        (["failed", "failed"], 1, 1),
+        # An operator who stopped it meant it.
+        (["stopped"], 3, 1),
+    ],
+)
+def test_a_failed_run_is_started_again(
+    statuses: list[str], restarts: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.launch.RESTART_SECONDS", 0.0)
+    superlink = FakeSuperLink(*(f"finished:{status}" for status in statuses))
+    settings = {"run.resume": "/runs/a"}
+    client = cast(ControlClient, superlink)
+    assert run_to_end(client, Path(), settings, restarts=restarts) == code
+    assert superlink.started == [settings] * len(statuses)
+
+
+def test_restarts_need_a_folder_to_go_on_in() -> None:
+    superlink = FakeSuperLink()
+    for settings, restarts in (({}, 1), ({"run.out": "/runs/a"}, 1), ({"run.resume": "a"}, -1)):
+        with pytest.raises(UserError, match="--restarts"):
+            run_to_end(cast(ControlClient, superlink), Path(), settings, restarts=restarts)
+    assert not superlink.started
 
 
 def test_a_superlink_that_stays_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.launch.POLL_SECONDS", 0.0)
     monkeypatch.setattr("server.launch.OUTAGE_SECONDS", 0.0)
     with pytest.raises(UserError, match="is away"):
-        follow_run(cast(ControlClient, FakeSuperLink("away")), "12")
+        run_to_end(cast(ControlClient, FakeSuperLink("away")), Path(), {})

@@ -1,0 +1,125 @@
+"""Replies between machines: unreadable and forged ones cost their sender only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import PullObjectResponse, PushObjectResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PushAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.run import Run
+from flwr.superlink.grid import HttpGrid
+
+from server import guarded_grid
+from server.courier import Courier
+from server.guarded_grid import GuardedGrid
+from tests.unit.fake_grid import identify_as_server
+
+METRIC_WITHOUT_VALUE = b"\n\x03\n\x01m"
+"""ProtoMetricRecord: items (field 1) = [{key (field 1): "m"}], no value."""
+
+
+class FakeSuperLink:
+    """What HttpGrid asks over the network; every device answers at once.
+
+    ``broken`` nodes send a metric without a value, ``forgers`` name another node as sender.
+    """
+
+    def __init__(self, broken: tuple[int, ...] = (), forgers: tuple[int, ...] = ()) -> None:
+        self.broken, self.forgers = broken, forgers
+        self.replies: dict[str, Any] = {}
+        self.objects: dict[str, bytes] = {}
+        self.fault: Exception | None = None
+
+    def PushMessages(self, request: Any) -> PushAppMessagesResponse:  # noqa: N802
+        ids = []
+        for proto in request.messages_list:
+            ids.append(proto.metadata.message_id)
+            self.replies[ids[-1]] = self._reply(message_from_proto(proto))
+        return PushAppMessagesResponse(message_ids=ids, session_id="s")
+
+    def _reply(self, asked: Message) -> tuple[Any, Any]:
+        node_id = asked.metadata.dst_node_id
+        content = RecordDict({"metrics": MetricRecord({"m": node_id}), "c": ConfigRecord()})
+        reply = Message(content, reply_to=asked)
+        sender = 999 if node_id in self.forgers else node_id
+        reply.metadata.__dict__["_src_node_id"] = sender
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        for object_id, item in get_all_nested_objects(reply).items():
+            data = item.deflate()
+            if node_id in self.broken and isinstance(item, MetricRecord):
+                data = b"MetricRecord  5\x00" + METRIC_WITHOUT_VALUE
+            self.objects[object_id] = data
+        empty = Message(RecordDict(), reply_to=asked)
+        empty.metadata.__dict__["_message_id"] = reply.object_id
+        return message_to_proto(empty), get_object_tree(reply)
+
+    def PullMessages(self, request: Any) -> PullAppMessagesResponse:  # noqa: N802
+        if self.fault is not None:
+            raise self.fault
+        # Handed out once, as the SuperLink does.
+        found = [self.replies.pop(i) for i in request.message_ids if i in self.replies]
+        return PullAppMessagesResponse(
+            messages_list=[proto for proto, _ in found],
+            message_object_trees=[tree for _, tree in found],
+        )
+
+    def PushObject(self, request: Any) -> PushObjectResponse:  # noqa: N802
+        return PushObjectResponse(stored=True)
+
+    def PullObject(self, request: Any) -> PullObjectResponse:  # noqa: N802
+        data = self.objects[request.object_id]
+        return PullObjectResponse(object_found=True, object_available=True, object_content=data)
+
+    def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802
+        pass
+
+
+def http_grid(superlink: FakeSuperLink) -> HttpGrid:
+    identify_as_server()
+    grid = HttpGrid(token="token")
+    grid.set_run(Run.create_empty(1))
+    grid._client = superlink  # type: ignore[assignment]
+    return grid
+
+
+def requests(*node_ids: int) -> list[Message]:
+    content = RecordDict({"c": ConfigRecord({"a": 1})})
+    return [Message(content, dst_node_id=i, message_type=MessageType.QUERY) for i in node_ids]
+
+
+def test_flowers_own_grid_raises_for_one_malformed_message() -> None:
+    """Why there is a guard: when this fails, Flower has mended it."""
+    with pytest.raises(AttributeError):
+        http_grid(FakeSuperLink(broken=(12,))).send_and_receive(requests(11, 12, 13), timeout=5)
+
+
+def test_an_unreadable_reply_is_a_failure_of_its_sender() -> None:
+    grid = GuardedGrid(http_grid(FakeSuperLink(broken=(12,), forgers=(13,))))
+    exchange = Courier(grid, timeout_seconds=5).exchange(requests(11, 12, 13, 14))
+    values = [reply.content["metrics"]["m"] for reply in exchange.replies]  # type: ignore[index]
+    assert sorted(values) == [11, 14]  # type: ignore[type-var]
+    assert exchange.failures.keys() == {12, 13}
+    assert exchange.failures[12].startswith("its message can't be read: AttributeError")
+    assert exchange.failures[13] == "its message poses as another device's"
+
+
+def test_errors_of_the_connection_are_not_taken_for_a_devices() -> None:
+    superlink = FakeSuperLink()
+    superlink.fault = httpx.ConnectError("gone")
+    with pytest.raises(httpx.ConnectError):
+        GuardedGrid(http_grid(superlink)).send_and_receive(requests(11), timeout=5)
+
+
+def test_who_does_not_answer_is_waited_for_until_the_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guarded_grid, "POLL_SECONDS", 0.01)
+    superlink = FakeSuperLink()
+    superlink.PullMessages = lambda request: PullAppMessagesResponse()  # type: ignore[method-assign]
+    replies = GuardedGrid(http_grid(superlink)).send_and_receive(requests(11, 12), timeout=0.05)
+    assert list(replies) == []
