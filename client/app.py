@@ -20,11 +20,13 @@ from client.node import NodeSettings
 from client.rounds import calibration_round, float_round, quantized_round
 from client.state import load_inputs, save_inputs
 from client.throttle import PausedTooLongError, Throttle, ThrottleLimits
+from common.bit_widths import choose_bits
 from common.config import Config
 from common.events import bound_fields, log_event, print_events_of_a_service
 from common.inference import predict_logits
 from common.messages import (
     NUM_EXAMPLES,
+    WEIGHT_BITS,
     EvaluateRequest,
     QueryRequest,
     Reply,
@@ -86,10 +88,17 @@ ROUNDS = {
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Who this device is; nothing about its images leaves it but their number."""
-    if NodeSettings.from_node_config(context.node_config, context.node_id).data_dir:
+    node = NodeSettings.from_node_config(context.node_config, context.node_id)
+    if node.data_dir:
         save_inputs(context.state, QueryRequest.from_record(message.content).inputs)
-    _, device = _setup(context)
+    config, device = _setup(context)
+    bits = choose_bits(config.device_bits, node.weight_bits, device.partition_id)
+    if bits is None:
+        reason = f"it trains at {_listed(node.weight_bits)} bits, not {_listed(config.device_bits)}"
+        return _decline(message, node, Status.NO_BITS, reason)
     metrics = {"num-samples": len(device.train), "emulated": int(device.emulated)}
+    if config.federation.mixed_bits:
+        metrics[WEIGHT_BITS] = bits
     return _answer(message, Reply(partition_id=device.partition_id, metrics=metrics))
 
 
@@ -98,6 +107,8 @@ def train(message: Message, context: Context) -> Message:
     """One round of training: float, calibration or quantization-aware."""
     config, device = _setup(context)
     request = TrainRequest.from_record(message.content)
+    if request.weight_bits:
+        config = config.at_bits(request.weight_bits)
     throttle = None if device.emulated else _throttle(config, context)
     fields = {
         "run_id": str(context.run_id),
@@ -140,6 +151,8 @@ def evaluate(message: Message, context: Context) -> Message:
     """Measure the global model, as deployed, on the device's own held-out images."""
     config, device = _setup(context)
     request = EvaluateRequest.from_record(message.content)
+    if request.weight_bits:
+        config = config.at_bits(request.weight_bits)
     build = float_model if request.stage is Stage.FLOAT else quantized_model
     model = build(config, device)
     load_state(model, decode_state(request.model))
@@ -209,6 +222,10 @@ def _throttle(config: Config, context: Context) -> Throttle:
 
 def _decline(message: Message, node: NodeSettings, status: Status, reason: str) -> Message:
     return _answer(message, Reply(partition_id=node.partition_id, status=status, reason=reason))
+
+
+def _listed(bits: tuple[int, ...]) -> str:
+    return " or ".join(map(str, bits))
 
 
 def _answer(message: Message, reply: Reply) -> Message:

@@ -31,6 +31,12 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="start this device's SuperNode")
     _add_place(run, required=True)
     run.add_argument("--partition-id", type=int, help="who this device is (default: from its key)")
+    run.add_argument(
+        "--bits",
+        default="",
+        metavar="BITS",
+        help="weight bit-widths that this device trains at, as 4 or 2,4 (default: any)",
+    )
     run.add_argument("--threads", type=int, default=0, help="default: as the run says")
     run.add_argument(
         "--max-memory", metavar="SIZE", help="of the training process, as 512M: smaller passes"
@@ -91,6 +97,7 @@ def _run(options: argparse.Namespace) -> int:
             max_memory_bytes=parse_size(options.max_memory) if options.max_memory else 0,
             max_temperature=options.max_temperature,
             min_battery=options.min_battery,
+            weight_bits=options.bits,
         )
     )
     raise AssertionError("the process has become the SuperNode")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.node import MAX_PARTITION_ID
+from common.bit_widths import parse_bits
+from common.config import BIT_CHOICES
 from common.errors import UserError
 from common.events import PRINT_VARIABLE
 
@@ -33,6 +35,8 @@ class Launch:
     max_memory_bytes: int = 0
     max_temperature: float = 0.0
     min_battery: float = 0.0
+    weight_bits: str = ""
+    """Bit-widths that the device trains at, as "4" or "2,4"; empty: any."""
 
 
 def check_launch(launch: Launch) -> None:
@@ -42,6 +46,7 @@ def check_launch(launch: Launch) -> None:
         UserError: naming the first thing that is wrong.
     """
     parse_address(launch.superlink)
+    parse_bits("--bits", launch.weight_bits, BIT_CHOICES)
     if not launch.data.is_dir():
         raise UserError(f"--data {launch.data}: there is no such folder")
     for option, path in (("--key", launch.key), ("--ca", launch.ca)):
@@ -81,6 +86,7 @@ def supernode_command(launch: Launch) -> list[str]:
         ("max-memory", launch.max_memory_bytes),
         ("max-temperature", launch.max_temperature),
         ("min-battery", launch.min_battery),
+        ("weight-bits", launch.weight_bits),
     ):
         if value:
             node_config[key] = value

@@ -11,6 +11,7 @@ Keys of the node config; none is needed on an emulated device but Flower's own `
   device can't tell; by default the process's own.
 - ``max-temperature``: degrees Celsius above which training pauses.
 - ``min-battery``: per cent of charge below which training pauses while on battery.
+- ``weight-bits``: weight bit-widths that the device trains at, ``4`` or ``'2,4'``; by default any.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from common.bit_widths import parse_bits
+from common.config import BIT_CHOICES
 from common.errors import UserError
 from common.settings import Scalar
 
@@ -47,6 +50,8 @@ class NodeSettings:
     """Degrees Celsius; 0: whatever the temperature."""
     min_battery: float = 0.0
     """Per cent; 0: down to the last."""
+    weight_bits: tuple[int, ...] = ()
+    """Bit-widths that the device trains at; empty: any."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.partition_id <= MAX_PARTITION_ID:
@@ -81,6 +86,9 @@ class NodeSettings:
             used_memory=_integer(node_config, "used-memory", 0),
             max_temperature=_number(node_config, "max-temperature"),
             min_battery=_number(node_config, "min-battery"),
+            weight_bits=parse_bits(
+                "node config weight-bits", node_config.get("weight-bits", ""), BIT_CHOICES
+            ),
         )
 
 

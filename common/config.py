@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.bit_widths import parse_bits
 from common.errors import UserError
 from common.settings import (
     Scalar,
@@ -24,7 +25,8 @@ from common.settings import (
 FLOAT_BITS = 32
 """A bit-width of 32 means: not quantized."""
 
-BIT_CHOICES = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
+QUANTIZED_BITS = (2, 3, 4, 5, 6, 7, 8)
+BIT_CHOICES = (*QUANTIZED_BITS, FLOAT_BITS)
 
 DATASETS = ("digits", "cifar10", "cifar100", "folder")
 PARTITIONS = ("iid", "dirichlet", "pathological", "shard", "quantity")
@@ -264,6 +266,12 @@ class FederationConfig(Section):
     """Delta: a device adds what rounding lost to its next update."""
     downlink_format: str = setting("float32", choices=("float32", "float16", "int8"))
     """How the global model travels to the devices."""
+    mixed_bits: str = setting("")
+    """Weight bits that devices may train at, as "2,4", quantization.weight-bits among them: each
+    takes the largest that it supports; empty: all train at quantization.weight-bits."""
+    bit_weighting: str = setting("samples", choices=("samples", "error"))
+    """Mixed bits: a device weighs as much as its samples, or as these over the relative
+    quantization error of its bit-width."""
     round_timeout: float = setting(600.0, above=0.0)
     """Seconds that a round waits for replies."""
 
@@ -407,12 +415,38 @@ class Config:
                 f"attack.name = {self.attack.name!r}: expected 'none' with "
                 f"federation.update-format = 'codes' (an attack scales a change)"
             )
+        if self.quantization.weight_bits not in self.device_bits:
+            raise UserError(
+                f"federation.mixed-bits = {self.federation.mixed_bits!r}: expected "
+                f"quantization.weight-bits = {self.quantization.weight_bits} among them (the "
+                f"bit-width that the run is judged by)"
+            )
         is_float = self.quantization.weight_bits == FLOAT_BITS
         if is_float and self.federation.update_format == "codes":
             raise UserError(
                 "federation.update-format = 'codes': expected 'delta' or 'float32' with "
                 "quantization.weight-bits = 32 (a float model has no codes)"
             )
+
+    @property
+    def device_bits(self) -> tuple[int, ...]:
+        """The weight bit-widths that devices may train at, ascending.
+
+        Raises:
+            UserError: if federation.mixed-bits is no list of at least two bit-widths.
+        """
+        given = self.federation.mixed_bits
+        mixed = parse_bits("federation.mixed-bits", given, QUANTIZED_BITS)
+        if len(mixed) == 1:
+            raise UserError(
+                f"federation.mixed-bits = {given!r}: expected two bit-widths or more, or none"
+            )
+        return mixed or (self.quantization.weight_bits,)
+
+    def at_bits(self, weight_bits: int) -> Config:
+        """The same with another quantization.weight-bits."""
+        quantization = dataclasses.replace(self.quantization, weight_bits=weight_bits)
+        return dataclasses.replace(self, quantization=quantization)
 
     @property
     def _is_paced(self) -> bool:

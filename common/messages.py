@@ -24,6 +24,10 @@ PAYLOADS = "payloads"
 NUM_EXAMPLES = "num-examples"
 """Weight of a reply: the images that it was trained or evaluated on."""
 
+WEIGHT_BITS = "weight-bits"
+"""Bit-width of a device's weights, said only where a run has several: in its reply to a query, and
+in requests to it."""
+
 INLINE_BYTES = 4 * 1024 * 1024
 """Bytes in a ConfigRecord travel in one piece; larger payloads go into an Array, in chunks."""
 
@@ -52,6 +56,8 @@ class Status(StrEnum):
     """The device does not know the run's classes and normalisation (any more): query it again."""
     PAUSED = "paused"
     """The device is too hot, or its battery too low, for longer than it may pause."""
+    NO_BITS = "no-bits"
+    """The device trains at none of the run's weight bit-widths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,8 @@ class TrainRequest:
     """Payload of the teacher; empty when the device should have it."""
     proximal_mu: float = 0.0
     """Weight of FedProx's proximal term."""
+    weight_bits: int = 0
+    """Bit-width to train at; 0: that of the run."""
 
     def to_record(self) -> RecordDict:
         """The request as Flower records."""
@@ -113,6 +121,7 @@ class TrainRequest:
             "model-hash": self.model_hash,
             "teacher-hash": self.teacher_hash,
             "proximal-mu": self.proximal_mu,
+            **_bits_field(self.weight_bits),
         }
         return _pack(REQUEST, fields, {"model": self.model, "teacher": self.teacher})
 
@@ -129,6 +138,7 @@ class TrainRequest:
             teacher_hash=str(fields["teacher-hash"]),
             teacher=payloads.get("teacher", b""),
             proximal_mu=float(fields["proximal-mu"]),  # type: ignore[arg-type]
+            weight_bits=int(fields.get(WEIGHT_BITS, 0)),  # type: ignore[arg-type]
         )
 
 
@@ -139,10 +149,16 @@ class EvaluateRequest:
     stage: Stage
     round_index: int
     model: bytes
+    weight_bits: int = 0
+    """Bit-width of the model; 0: that of the run."""
 
     def to_record(self) -> RecordDict:
         """The request as Flower records."""
-        fields = {"stage": self.stage.value, "round-index": self.round_index}
+        fields = {
+            "stage": self.stage.value,
+            "round-index": self.round_index,
+            **_bits_field(self.weight_bits),
+        }
         return _pack(REQUEST, fields, {"model": self.model})
 
     @classmethod
@@ -153,6 +169,7 @@ class EvaluateRequest:
             stage=Stage(str(fields["stage"])),
             round_index=int(fields["round-index"]),  # type: ignore[arg-type]
             model=payloads.get("model", b""),
+            weight_bits=int(fields.get(WEIGHT_BITS, 0)),  # type: ignore[arg-type]
         )
 
 
@@ -225,6 +242,10 @@ def record_bytes(content: RecordDict) -> int:
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
     return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
+
+
+def _bits_field(weight_bits: int) -> dict[str, int]:
+    return {WEIGHT_BITS: weight_bits} if weight_bits else {}
 
 
 def _pack(name: str, fields: Mapping[str, object], payloads: Mapping[str, bytes]) -> RecordDict:

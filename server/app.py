@@ -23,7 +23,6 @@ from common.input_spec import InputSpec
 from common.messages import QueryRequest, Stage
 from common.models import create_model, load_state
 from common.partition import configured_split
-from common.qat import prepare
 from common.seeding import torch_generator
 from common.updates import encode_float
 from server.aggregation import State
@@ -31,6 +30,7 @@ from server.courier import Courier, Traffic
 from server.evaluation import Evaluation
 from server.global_model import GlobalModel
 from server.guarded_grid import GuardedGrid
+from server.mixed_model import quantized_model
 from server.plots import plot_curves
 from server.recorder import (
     Annotate,
@@ -45,7 +45,7 @@ from server.resumption import Checkpoints, Harness
 from server.rounds import Session
 from server.split_plot import plot_split
 from server.stages import calibrate, copied_state, train_quantized, warm_up
-from server.strategy import required_replies
+from server.strategy import check_mixed_bits, required_replies
 from server.summary import RunFacts, summarise
 
 app = ServerApp()
@@ -128,6 +128,7 @@ def _federate(
     if not checkpoints.is_resuming:
         check_run_folder(run_folder)
     started -= checkpoints.earlier.get("wall_seconds", 0.0)
+    check_mixed_bits(config)
     min_devices = required_replies(config)
     data = config.data
     dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
@@ -135,7 +136,8 @@ def _federate(
     reporter.start(config, run_folder)
     courier = Courier(grid, timeout_seconds=config.federation.round_timeout, clock=clock)
     introduction = QueryRequest(inputs=InputSpec.of(dataset)).to_record()
-    registry = DeviceRegistry(courier, reporter.note, introduction)
+    mixed_bits = config.device_bits if config.federation.mixed_bits else ()
+    registry = DeviceRegistry(courier, reporter.note, introduction, mixed_bits)
     with quiet_flower():
         registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
         registry.traffic.add(Traffic(**checkpoints.earlier.get("query_traffic", {})))
@@ -183,7 +185,7 @@ def _run_stages(
     float_figures = float_model.evaluate(teacher)
     note(f"float model: {float_figures.accuracy:.2f} % Top-1")
 
-    quantized = GlobalModel(prepare(float_model.module, config.quantization), dataset, config)
+    quantized = quantized_model(float_model.module, dataset, config)
     past_calibration = checkpoints.is_past(Stage.CALIBRATION)
     state = copied_state(quantized) if past_calibration else calibrate(session, quantized)
     if "before" not in checkpoints.facts:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class Evaluation:
     num_correct_top5: int
     loss_sum: float
     """Sum of the cross-entropy, in nats."""
+    num_correct_by_bits: Mapping[str, int] = field(default_factory=dict)
+    """Of a model with several bit-widths: weight bits -> num_correct at that bit-width."""
 
     @property
     def accuracy(self) -> float:
@@ -40,12 +43,23 @@ class Evaluation:
         """Mean cross-entropy of an image; None where the model gives no finite one."""
         return self.loss_sum / self.num_examples if math.isfinite(self.loss_sum) else None
 
-    def figures(self) -> dict[str, float | None]:
-        """The three figures by name."""
-        return {
+    def figures(self) -> dict[str, Any]:
+        """The three figures by name, and the accuracy at each of several bit-widths."""
+        figures: dict[str, Any] = {
             "accuracy": self.accuracy,
             "top5_accuracy": self.top5_accuracy,
             "loss": self.loss,
+        }
+        if self.num_correct_by_bits:
+            figures["bit_accuracy"] = self.bit_accuracy
+        return figures
+
+    @property
+    def bit_accuracy(self) -> dict[str, float]:
+        """Weight bits -> Top-1 in percent; empty of a model with one bit-width."""
+        return {
+            bits: 100.0 * num_correct / self.num_examples
+            for bits, num_correct in self.num_correct_by_bits.items()
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +14,7 @@ from common.models import load_state
 from common.packed_model import SUFFIX, save_packed_model
 from common.qat import quantized_weights
 from server.aggregation import State
+from server.bit_entries import ONE_WIDTH, BitEntries
 from server.evaluation import Evaluation, evaluate, torch_threads
 
 
@@ -29,6 +31,16 @@ class GlobalModel:
         self.module = module
         self.dataset = dataset
         self.config = config
+
+    @property
+    def entries(self) -> BitEntries:
+        """Which entries of a state belong to one of several bit-widths."""
+        return BitEntries()
+
+    @property
+    def by_bits(self) -> Mapping[int, GlobalModel]:
+        """The models of all bit-widths, ascending; each takes a device's states."""
+        return {ONE_WIDTH: self}
 
     def evaluate(self, state: State) -> Evaluation:
         """Load a state and measure it on all test images."""
@@ -51,12 +63,16 @@ class GlobalModel:
 
     def save(self, folder: Path, name: str, state: State) -> None:
         """Write ``name``.safetensors, the float latents, and ``name``.fqrc, the low-bit model."""
-        config, train = self.config, self.dataset.train
-        labels = {"model": config.model.name, "dataset": self.dataset.name}
+        labels = {"model": self.config.model.name, "dataset": self.dataset.name}
         save_checkpoint(folder / f"{name}.safetensors", state, labels)
+        self.save_packed(folder / f"{name}{SUFFIX}", state)
+
+    def save_packed(self, path: Path, state: State) -> None:
+        """Write the low-bit model of a device's state."""
+        config, train = self.config, self.dataset.train
         load_state(self.module, state)
         save_packed_model(
-            folder / f"{name}{SUFFIX}",
+            path,
             self.module,
             model_name=config.model.name,
             dataset_name=self.dataset.name,

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -33,15 +33,16 @@ from common.messages import METRICS, NUM_EXAMPLES, EvaluateRequest, Reply, Stage
 from common.updates import decode_state, encode_float, encode_int8
 from server.aggregation import (
     State,
-    average_states,
     evaluation_metrics,
     is_finite,
     is_learned,
     keep_valid,
     lift_codes,
 )
+from server.bit_entries import BitEntries, relative_error
+from server.device_groups import DeviceGroups
 from server.registry import SampledGrid
-from server.replies import Expectation, Judgement, judge_replies
+from server.replies import Expectation, Judgement
 
 ARRAYS = "arrays"
 TRAIN_LOSS = "train-loss"
@@ -63,8 +64,15 @@ class StagePlan:
     update_shapes: Mapping[str, tuple[int, ...]]
     """Name -> shape of the entries that an update holds."""
     teacher_hash: str = ""
-    deploy: Callable[[State], State] | None = None
-    """Set where updates are codes: the weights of a state as deployed, quantized ones alone."""
+    entries: BitEntries = field(default_factory=BitEntries)
+    """What of a state belongs to one of several bit-widths."""
+    deploy: Mapping[int, Callable[[State], State]] = field(default_factory=dict)
+    """Bit-width -> the weights of a state as deployed, quantized ones alone."""
+    lifts_codes: bool = False
+    """Whether updates are codes."""
+    weighs_by_error: bool = False
+    """Whether a device weighs its samples over the relative quantization error of its bit-width,
+    instead of its samples."""
 
 
 class PackedUpdates(FedAvg):
@@ -76,7 +84,7 @@ class PackedUpdates(FedAvg):
         parameters: of the Flower strategy.
     """
 
-    OWN_ATTRIBUTES = frozenset({"plan", "learned_only", "judgement", "_expected"})
+    OWN_ATTRIBUTES = frozenset({"plan", "learned_only", "judgement", "_groups"})
     """What is no memory of the strategy: the plan sets it, or every round anew."""
 
     judgement: Judgement
@@ -94,43 +102,51 @@ class PackedUpdates(FedAvg):
         )
         self.plan = plan
         self.learned_only = learned_only
-        self._expected = Expectation(partition_of={}, round_index=-1)
+        self._groups = DeviceGroups()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Packed train requests for the sample that ``grid`` shows."""
-        payload, base = self._pack(to_state(arrays))
-        digest = payload_hash(payload)
         assert isinstance(grid, SampledGrid)
-        self._expected = Expectation(
-            partition_of=grid.partition_of,
-            round_index=server_round - 1,
-            shapes=self.plan.update_shapes,
-            base=base,
-            base_hash=digest,
-            metric_names=(NUM_EXAMPLES, TRAIN_LOSS) if self._is_training() else (NUM_EXAMPLES,),
-            num_samples={device.partition_id: device.num_samples for device in grid.devices},
-        )
+        state = to_state(arrays)
+        self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
+        requests = {}
+        for bits in groups:
+            payload, base = self._pack(self.plan.entries.view(state, bits))
+            requests[bits] = TrainRequest(
+                stage=self.plan.stage,
+                round_index=server_round - 1,
+                num_rounds=self.plan.num_rounds,
+                model=payload,
+                model_hash=payload_hash(payload),
+                teacher_hash=self.plan.teacher_hash,
+                weight_bits=bits,
+            )
+            groups.expected[bits] = Expectation(
+                partition_of=groups.partition_of(bits),
+                round_index=server_round - 1,
+                shapes=self.plan.update_shapes,
+                base=base,
+                base_hash=requests[bits].model_hash,
+                metric_names=(NUM_EXAMPLES, TRAIN_LOSS) if self._is_training() else (NUM_EXAMPLES,),
+                num_samples={device.partition_id: device.num_samples for device in grid.devices},
+            )
         # What devices really get, rounding included, is also what server optimizers start from.
-        visible = to_chunks(base, self._visible_names())
+        visible = to_chunks(groups.base(min(groups)), self._visible_names())
         messages = super().configure_train(server_round, visible, config, grid)
-        request = TrainRequest(
-            stage=self.plan.stage,
-            round_index=server_round - 1,
-            num_rounds=self.plan.num_rounds,
-            model=payload,
-            model_hash=digest,
-            teacher_hash=self.plan.teacher_hash,
-            proximal_mu=float(cast(float, config.get("proximal-mu", 0.0))),
-        )
-        return _with_content(messages, request.to_record(), grid.partition_of)
+        proximal_mu = float(cast(float, config.get("proximal-mu", 0.0)))
+        contents = {
+            bits: replace(request, proximal_mu=proximal_mu).to_record()
+            for bits, request in requests.items()
+        }
+        return groups.fill(messages, contents)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new values of the entries that updates hold; None where there are too few."""
-        judgement = judge_replies(replies, self._expected)
+        judgement = self._groups.judge(replies)
         self.judgement = Judgement(
             accepted=[replace(reply, update=b"") for reply in judgement.accepted],
             refused=judgement.refused,
@@ -139,14 +155,16 @@ class PackedUpdates(FedAvg):
             return None, None
         names = self._visible_names()
         decoded, averaged_plainly = [], []
-        base = self._expected.base
-        base_deployed = self.plan.deploy(base) if self.plan.deploy and base else {}
-        for reply in judgement.accepted:
+        bits_of = self._groups.bits_of
+        device_bits = [bits_of[reply.partition_id] for reply in judgement.accepted]
+        deployed = self._deployed()
+        weights = self._weights(judgement.accepted, device_bits, deployed)
+        for reply, bits, weight in zip(judgement.accepted, device_bits, weights, strict=True):
             # Given away one by one: two copies of every device's state would be one too many.
             state = judgement.states.pop(0)
-            if base:
-                state |= lift_codes(state, base, base_deployed)
-            decoded.append(_float_message(to_chunks(state, names), reply))
+            if self.plan.lifts_codes:
+                state |= lift_codes(state, self._groups.base(bits), deployed[bits])
+            decoded.append(_float_message(to_chunks(state, names), reply, weight))
             averaged_plainly.append(
                 {name: state[name].copy() for name in self.plan.update_shapes if name not in names}
             )
@@ -154,10 +172,10 @@ class PackedUpdates(FedAvg):
             chunks, metrics = super().aggregate_train(server_round, decoded)
         if chunks is None:
             return None, None
-        weights = [float(reply.metrics[NUM_EXAMPLES]) for reply in judgement.accepted]
-        aggregated = average_states(averaged_plainly, weights)
+        aggregated = self.plan.entries.average(averaged_plainly, weights, device_bits)
         aggregated |= from_chunks(chunks, {name: self.plan.update_shapes[name] for name in names})
-        aggregated = keep_valid({name: aggregated[name] for name in self.plan.update_shapes})
+        in_order = {n: aggregated[n] for n in self.plan.update_shapes if n in aggregated}
+        aggregated = keep_valid(in_order | aggregated)
         if not is_finite(aggregated):
             return None, None
         return to_record(aggregated), metrics
@@ -166,32 +184,59 @@ class PackedUpdates(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Packed evaluate requests for the sample that ``grid`` shows."""
-        payload, _ = self._pack(to_state(arrays))
         assert isinstance(grid, SampledGrid)
-        self._expected = Expectation(
-            partition_of=grid.partition_of,
-            round_index=server_round - 1,
-            metric_names=EVALUATION_METRICS,
-            min_examples=0,
-        )
+        state = to_state(arrays)
+        self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
+        contents = {}
+        for bits in groups:
+            payload, _ = self._pack(self.plan.entries.view(state, bits))
+            contents[bits] = EvaluateRequest(
+                stage=self.plan.stage,
+                round_index=server_round - 1,
+                model=payload,
+                weight_bits=bits,
+            ).to_record()
+            groups.expected[bits] = Expectation(
+                partition_of=groups.partition_of(bits),
+                round_index=server_round - 1,
+                metric_names=EVALUATION_METRICS,
+                min_examples=0,
+            )
         messages = super().configure_evaluate(server_round, ArrayRecord(), config, grid)
-        request = EvaluateRequest(
-            stage=self.plan.stage, round_index=server_round - 1, model=payload
-        )
-        return _with_content(messages, request.to_record(), grid.partition_of)
+        return groups.fill(messages, contents)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord:
         """Accuracies and loss over all held-out images of the good replies together."""
-        self.judgement = judge_replies(replies, self._expected)
+        self.judgement = self._groups.judge(replies)
         metrics = evaluation_metrics(self.judgement.accepted)
         return MetricRecord({name: value for name, value in metrics.items() if value is not None})
 
     def _is_training(self) -> bool:
         return self.plan.stage is not Stage.CALIBRATION
 
+    def _deployed(self) -> dict[int, State]:
+        """Bit-width -> the weights that its devices were sent, as deployed; only where needed."""
+        if not (self.plan.lifts_codes or self.plan.weighs_by_error):
+            return {}
+        return {bits: self.plan.deploy[bits](self._groups.base(bits)) for bits in self._groups}
+
+    def _weights(
+        self, replies: Iterable[Reply], device_bits: Iterable[int], deployed: Mapping[int, State]
+    ) -> list[float]:
+        """The weight of each good reply: its images, or these over its bit-width's error."""
+        errors = dict.fromkeys(self._groups, 1.0)
+        if self.plan.weighs_by_error:
+            errors = {
+                bits: relative_error(self._groups.base(bits), deployed[bits]) for bits in errors
+            }
+        return [
+            reply.metrics[NUM_EXAMPLES] / errors[bits]
+            for reply, bits in zip(replies, device_bits, strict=True)
+        ]
+
     def _visible_names(self) -> list[str]:
         """The entries that the strategy aggregates, in a fixed order."""
-        names = list(self.plan.update_shapes)
+        names = [name for name in self.plan.update_shapes if name not in self.plan.entries.own]
         return [name for name in names if is_learned(name)] if self.learned_only else names
 
     def _pack(self, state: State) -> tuple[bytes, State]:
@@ -205,20 +250,11 @@ class PackedUpdates(FedAvg):
         return payload, decode_state(payload)
 
 
-def _with_content(
-    messages: Iterable[Message], content: RecordDict, partition_of: Mapping[int, int]
-) -> list[Message]:
-    """Flower's messages with our content, by partition id (Flower shuffles them)."""
-    ordered = sorted(messages, key=lambda message: partition_of[message.metadata.dst_node_id])
-    for message in ordered:
-        message.content = content
-    return ordered
-
-
-def _float_message(chunks: ArrayRecord, reply: Reply) -> Message:
+def _float_message(chunks: ArrayRecord, reply: Reply, weight: float) -> Message:
     """A good reply in the form that Flower's strategies read."""
-    names = (NUM_EXAMPLES, TRAIN_LOSS)
-    metrics = MetricRecord({n: reply.metrics[n] for n in names if n in reply.metrics})
+    metrics = MetricRecord({NUM_EXAMPLES: weight})
+    if TRAIN_LOSS in reply.metrics:
+        metrics[TRAIN_LOSS] = reply.metrics[TRAIN_LOSS]
     content = RecordDict({ARRAYS: chunks, METRICS: metrics})
     return Message(content=content, dst_node_id=0, message_type=MessageType.TRAIN)
 

@@ -6,7 +6,7 @@ partition id that it answers to a query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from common.errors import UserError
 from common.events import log_event
-from common.messages import Reply, Status
+from common.messages import WEIGHT_BITS, Reply, Status
 from common.seeding import numpy_generator
 from server.courier import Courier, Traffic
 from server.foreign_text import printable
@@ -39,6 +39,8 @@ class RegisteredDevice:
     """Training images that it says it holds."""
     emulated: bool
     """Whether its images are a part of the configured split."""
+    weight_bits: int = 0
+    """Bit-width that it trains at, where a run has several; 0: that of the run."""
 
 
 class DeviceRegistry:
@@ -48,6 +50,7 @@ class DeviceRegistry:
         courier: asks them.
         note: told what a user should know, in a sentence.
         introduction: what a query tells a device about the run.
+        mixed_bits: the bit-widths of a run that has several: a device must say which is its own.
     """
 
     def __init__(
@@ -55,10 +58,12 @@ class DeviceRegistry:
         courier: Courier,
         note: Callable[[str], None],
         introduction: RecordDict | None = None,
+        mixed_bits: Collection[int] = (),
     ) -> None:
         self.courier = courier
         self.note = note
         self.introduction = introduction or RecordDict()
+        self.mixed_bits = mixed_bits
         self.traffic = Traffic()
         """Bytes of all queries."""
         self._by_partition: dict[int, RegisteredDevice] = {}
@@ -128,6 +133,8 @@ class DeviceRegistry:
             self._refuse(node_id, f"a device with the partition id {partition_id} is ignored")
         elif not _is_count(num_samples := reply.metrics.get("num-samples", 0)):
             self._refuse(node_id, f"device {partition_id} says an impossible number of images")
+        elif self.mixed_bits and reply.metrics.get(WEIGHT_BITS) not in self.mixed_bits:
+            self._refuse(node_id, f"device {partition_id} says none of the run's bit-widths")
         elif partition_id in self._by_partition:
             self._refuse(node_id, f"a second device with partition id {partition_id} is ignored")
         else:
@@ -136,6 +143,7 @@ class DeviceRegistry:
                 node_id=node_id,
                 num_samples=int(num_samples),
                 emulated=bool(reply.metrics.get("emulated", 0)),
+                weight_bits=int(reply.metrics[WEIGHT_BITS]) if self.mixed_bits else 0,
             )
             log_event("device-joined", device=partition_id)
             self._partition_of[node_id] = partition_id

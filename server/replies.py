@@ -141,6 +141,20 @@ def judge_replies(messages: Iterable[Message], expected: Expectation) -> Judgeme
     )
 
 
+def join_judgements(judgements: Iterable[Judgement]) -> Judgement:
+    """The judgements of several groups of devices as one, by partition id."""
+    parts = list(judgements)
+    replies = [reply for part in parts for reply in part.accepted]
+    order = sorted(range(len(replies)), key=lambda index: replies[index].partition_id)
+    states = [state for part in parts for state in part.states]
+    refused = [refusal for part in parts for refusal in part.refused]
+    return Judgement(
+        accepted=[replies[index] for index in order],
+        states=[states[index] for index in order] if states else [],
+        refused=sorted(refused, key=lambda refusal: refusal.partition_id),
+    )
+
+
 def _check_reply(message: Message, partition_id: int, expected: Expectation) -> Reply:
     try:
         reply = Reply.from_record(message.content)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from common.bit_widths import describe_accuracies
 from common.config import Config
 from common.errors import UserError
 from common.events import log_event
@@ -45,11 +46,12 @@ class EventReporter:
         self.inner = inner
 
     def start(self, config: Config, run_folder: Path) -> None:
+        mixed = config.federation.mixed_bits
         log_event(
             "run-started",
             f"{config.model.name} on {config.data.dataset}, "
-            f"{config.quantization.weight_bits}-bit weights, {config.strategy.name}; "
-            f"results: {run_folder}",
+            f"{config.quantization.weight_bits}-bit weights{f' of {mixed}' if mixed else ''}, "
+            f"{config.strategy.name}; results: {run_folder}",
         )
         if self.inner:
             self.inner.start(config, run_folder)
@@ -100,6 +102,7 @@ def describe_round(stage: Stage, round_index: int, metrics: Mapping[str, Any]) -
         )
         if metrics.get(name) is not None
     ]
+    parts += describe_accuracies(metrics.get("bit_accuracy", {}))
     parts.append(f"up {metrics['upload_bytes']:,} B, down {metrics['download_bytes']:,} B")
     return f"{stage} round {round_index + 1}: {', '.join(parts)}"
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.config import Config
+from common.config import QUANTIZED_BITS, Config
 from common.errors import UserError
 from common.events import log_event
 from common.messages import Stage
@@ -34,6 +34,7 @@ DEVICE_SUFFIX = ".state"
 MODEL_FILES = (
     "teacher.safetensors",
     *(f"{n}{s}" for n in ("best", "last") for s in (".safetensors", ".fqrc")),
+    *(f"{n}-{bits}bit.fqrc" for n in ("best", "last") for bits in QUANTIZED_BITS),
 )
 VERSION = 1
 FREE_SETTINGS = ("run.out", "run.resume")

@@ -93,6 +93,7 @@ def device_lines(
             "round": number,
             "task": task,
             "partition_id": device.partition_id,
+            **({"weight_bits": device.weight_bits} if device.weight_bits else {}),
             "status": refusal.kind.value if refusal else "ok",
             "reason": refusal.reason if refusal else "",
             **asdict(exchange.traffic[device.node_id]),

@@ -128,7 +128,8 @@ def run_stage(
             num_done += 1
             state = {**state, **to_state(aggregated)}
         if judgement.accepted and not float32_bytes:
-            sent = {name: state[name] for name in plan.update_shapes}
+            view = plan.entries.view(state, plan.entries.bits[0])
+            sent = {name: view[name] for name in plan.update_shapes}
             float32_bytes = float32_reply_bytes(judgement.accepted[0], sent)
 
         line = round_line(

@@ -47,6 +47,7 @@ def calibrate(session: Session, model: GlobalModel) -> State:
         downlink_format=session.config.federation.downlink_format,
         min_replies=required_replies(session.config),
         update_shapes={name: state[name].shape for name in names},
+        entries=model.entries,
     )
     return run_stage(session, make_strategy(averaging(session.config.strategy), plan), state)
 
@@ -61,9 +62,12 @@ def train_quantized(
         num_rounds=config.federation.num_rounds,
         downlink_format=config.federation.downlink_format,
         min_replies=required_replies(config),
-        update_shapes=_shapes(state),
+        update_shapes=_shapes(model.entries.view(state, model.entries.bits[0])),
         teacher_hash=teacher_hash,
-        deploy=model.deployed_weights if config.federation.update_format == "codes" else None,
+        entries=model.entries,
+        deploy={bits: part.deployed_weights for bits, part in model.by_bits.items()},
+        lifts_codes=config.federation.update_format == "codes",
+        weighs_by_error=config.federation.bit_weighting == "error",
     )
     strategy = make_strategy(config.strategy, plan, learning_rate=config.training.learning_rate)
     earlier = of_stage(session.recorder.rounds, Stage.QUANTIZED)
@@ -78,8 +82,13 @@ def train_quantized(
 
 
 def copied_state(model: GlobalModel) -> State:
-    """The module's state, on its own: the module takes other states later."""
-    return {name: values.copy() for name, values in model_state(model.module).items()}
+    """The model's state, on its own: its modules take other states later."""
+    return model.entries.merge(
+        {
+            bits: {name: values.copy() for name, values in model_state(part.module).items()}
+            for bits, part in model.by_bits.items()
+        }
+    )
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:

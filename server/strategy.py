@@ -107,6 +107,26 @@ def strategy_parameters(config: StrategyConfig, *, learning_rate: float) -> dict
     return parameters.get(config.name, {})
 
 
+def check_mixed_bits(config: Config) -> None:
+    """Refuse what makes no sense where devices train at different bit-widths.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    mixed_bits, name = config.federation.mixed_bits, config.strategy.name
+    if mixed_bits and name in ROBUST_STRATEGIES:
+        raise UserError(
+            f"strategy.name = {name!r}: expected none of {', '.join(sorted(ROBUST_STRATEGIES))} "
+            f"with federation.mixed-bits = {mixed_bits!r} (what each bit-width has of its own is "
+            f"averaged plainly: it would be open to hostile devices)"
+        )
+    if config.federation.bit_weighting == "error" and name == "qfedavg":
+        raise UserError(
+            "federation.bit-weighting = 'error': expected 'samples' with strategy.name = "
+            "'qfedavg', which weighs by loss"
+        )
+
+
 def required_replies(config: Config) -> int:
     """Fewest good replies that make a round: federation.min-devices, or more for robust strategies.
 

@@ -67,6 +67,7 @@ def summarise(config: Config, rounds: Sequence[Line], facts: RunFacts) -> dict[s
         "best_accuracy": best["accuracy"],
         "best_top5_accuracy": best["top5_accuracy"],
         "best_round": best["round"],
+        **_bit_figures(config, facts.before, last, best),
         "device_accuracy": _last_value(trained, "device_accuracy"),
         "refused_replies": _refused(rounds),
         **_bytes(rounds, facts.query_traffic),
@@ -110,6 +111,19 @@ def _settings(config: Config) -> dict[str, Any]:
         "update_format": config.federation.update_format,
         "downlink_format": config.federation.downlink_format,
         "seed": config.run.seed,
+    }
+
+
+def _bit_figures(config: Config, before: Evaluation, last: Line, best: Line) -> dict[str, Any]:
+    """Accuracy at each bit-width; the run's own figures are those at quantization.weight-bits."""
+    if not config.federation.mixed_bits:
+        return {}
+    return {
+        "mixed_bits": list(config.device_bits),
+        "bit_weighting": config.federation.bit_weighting,
+        "bit_accuracy_before": before.bit_accuracy,
+        "final_bit_accuracy": last["bit_accuracy"],
+        "best_bit_accuracy": best["bit_accuracy"],
     }
 
 

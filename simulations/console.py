@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from common.bit_widths import describe_accuracies
 from common.config import FLOAT_BITS, Config
 from common.messages import Stage
 
@@ -97,7 +98,8 @@ def describe_run(config: Config) -> str:
     """``resnet20 on cifar100, 10 devices (dirichlet 0.5), 2w32a, quarc 10 %, ...``."""
     data, quantization = config.data, config.quantization
     split = f"{data.partition} {data.alpha:g}" if data.partition == "dirichlet" else data.partition
-    bits = f"{quantization.weight_bits}w{quantization.activation_bits}a"
+    weight_bits = "+".join(map(str, config.device_bits))
+    bits = f"{weight_bits}w{quantization.activation_bits}a"
     coreset = config.coreset.selection
     if coreset != "full":
         coreset += f" {100 * config.coreset.fraction:g} %"
@@ -119,6 +121,7 @@ def describe_round(
     for name, label in (("accuracy", "accuracy"), ("device_accuracy", "on devices")):
         if metrics.get(name) is not None:
             parts.append(f"{label} {metrics[name]:5.2f} %")
+    parts += describe_accuracies(metrics.get("bit_accuracy", {}))
     if metrics.get("train_loss") is not None:
         parts.append(f"training loss {metrics['train_loss']:.4f}")
     parts.append(f"{metrics['num_accepted']}/{metrics['num_asked']} devices")
@@ -139,6 +142,8 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     table.add_row(f"{bits} before {method}", _percent(summary["quantized_accuracy_before"]))
     table.add_row(f"{bits} after {method}, last round", _percent(summary["final_accuracy"]))
     table.add_row(f"{bits} after {method}, best round", _percent(summary["best_accuracy"]))
+    for width, accuracy in summary.get("best_bit_accuracy", {}).items():
+        table.add_row(f"  best round at {width} bits", _percent(accuracy))
     table.add_section()
     upload, reference = summary["upload_bytes"], summary["float32_upload_bytes"]
     table.add_row("sent by devices", format_bytes(upload))

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.bit_widths import choose_bits
 from common.config import Config, ModelConfig, QuantizationConfig
 from common.devices import FLOPS_PER_GFLOP, DeviceProfile
 from common.errors import UserError
@@ -187,9 +188,15 @@ def check_fleet(fleet: DeviceFleet, config: Config) -> None:
     Raises:
         UserError: naming the class or the setting.
     """
-    bits = config.quantization.weight_bits
-    if not any(bits in profile.weight_bits for profile in fleet.profiles):
-        raise UserError(f"fleet {fleet.name}: no class trains at quantization.weight-bits = {bits}")
+    chosen = {choose_bits(config.device_bits, p.weight_bits, 0) for p in fleet.profiles}
+    for bits in config.device_bits:
+        if bits not in chosen:
+            mixed = config.federation.mixed_bits
+            setting = f"{bits} of federation.mixed-bits" if mixed else "quantization.weight-bits"
+            raise UserError(
+                f"fleet {fleet.name}: no class trains at {setting} = {mixed or bits}"
+                + (" (each takes the largest of its weight-bits that is allowed)" if mixed else "")
+            )
 
 
 def fleet_overrides(name_or_path: str, settings: Mapping[str, Scalar]) -> list[str]:

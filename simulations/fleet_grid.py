@@ -76,13 +76,13 @@ class FleetGrid(Grid):
         self._evaluated_round = (Stage.FLOAT.value, 0)
 
     def get_node_ids(self) -> list[int]:
-        """The nodes of the devices that are there now and can train: at these bits, in memory."""
+        """The nodes of the devices that are there now and can train: at a run's bits, in memory."""
         available = self.emulation.available(self.clock.now())
-        bits = self.config.quantization.weight_bits
+        bits = set(self.config.device_bits)
         return [
             FIRST_NODE_ID + partition_id
             for partition_id in available.nonzero()[0].tolist()
-            if bits in self.emulation.profile(partition_id).weight_bits
+            if not bits.isdisjoint(self.emulation.profile(partition_id).weight_bits)
             and partition_id not in self.unable
         ]
 

@@ -62,13 +62,14 @@ class EmulatedRun:
             image_shape=(channels, height, width),
         )
 
-    def node_config(self) -> dict[int, dict[str, float]]:
+    def node_config(self) -> dict[int, dict[str, Any]]:
         """Partition id -> what a device's operator would tell it about it."""
         return {
             partition_id: {
-                **self._pace(self.emulation.profile(partition_id)),
-                "max-memory": int(self.emulation.profile(partition_id).memory_mb * MB),
+                **self._pace(profile := self.emulation.profile(partition_id)),
+                "max-memory": int(profile.memory_mb * MB),
                 "used-memory": int(self.memory.used_bytes[partition_id]),
+                "weight-bits": ",".join(map(str, profile.weight_bits)),
             }
             for partition_id in range(self.emulation.num_devices)
         }

@@ -79,13 +79,10 @@ class FleetPlan:
                 "a plan does not foresee what devices make of coreset.adaptive and "
                 "training.partial-work: expected false"
             )
-        bits = config.quantization.weight_bits
-        able = np.array([bits in profile.weight_bits for profile in self.profiles])
+        bits = set(config.device_bits)
+        able = np.array([not bits.isdisjoint(profile.weight_bits) for profile in self.profiles])
         if not able.any():
-            raise UserError(
-                f"fleet {emulation.fleet.name}: no class trains at quantization.weight-bits = "
-                f"{bits}"
-            )
+            raise UserError(f"fleet {emulation.fleet.name}: no class trains at {sorted(bits)} bits")
         self._able = able[emulation.class_of]
         self._has_teacher = np.zeros(num_devices, dtype=np.bool_)
         self._coreset_epoch = np.full(num_devices, -1, dtype=np.int32)

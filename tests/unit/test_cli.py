@@ -126,6 +126,7 @@ def test_list_names_and_describes_the_scenarios(capsys: pytest.CaptureFixture[st
     assert [line.split()[0] for line in lines] == [
         "cifar100",
         "digits",
+        "mixed-bits",
         "poisoning",
         "stragglers-adaptive",
         "stragglers-drop",

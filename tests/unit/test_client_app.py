@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from client.app import app
 from client.device import Device, emulated_device, float_model, quantized_model
+from common import wire
 from common.checkpoints import content_hash
 from common.config import Config
 from common.inference import predict_logits
@@ -97,6 +98,44 @@ def test_query_says_who_the_device_is_and_no_more() -> None:
     assert reply.metrics["num-samples"] in range(60, 68)
     assert reply.metrics.keys() == {NUM_EXAMPLES, "num-samples", "emulated"}
     assert reply.metrics["emulated"] == 1
+
+
+def test_a_device_says_its_bit_width_where_there_are_several() -> None:
+    """Partition 4 of (2, 4, 8) without a node config takes number 4 mod 3 = 1, 4 bits."""
+    context = make_context({**FLAT, "federation.mixed-bits": "2,4,8"})
+    assert call(RecordDict(), MessageType.QUERY, context).metrics["weight-bits"] == 4
+    context.node_config["weight-bits"] = "2,3"
+    assert call(RecordDict(), MessageType.QUERY, context).metrics["weight-bits"] == 2
+
+
+@pytest.mark.parametrize("mixed_bits", ["", "2,8"])
+def test_a_device_without_a_bit_width_of_the_runs_declines(mixed_bits: str) -> None:
+    context = make_context({**FLAT, "federation.mixed-bits": mixed_bits})
+    context.node_config["weight-bits"] = 4
+    reply = call(RecordDict(), MessageType.QUERY, context)
+    assert reply.status is Status.NO_BITS
+    assert reply.reason == f"it trains at 4 bits, not {'2 or 8' if mixed_bits else '2'}"
+
+
+def test_a_device_trains_at_the_bits_that_it_is_asked_for() -> None:
+    """Its answer in codes has 4-bit codes in the inner layers, 8-bit ones in the first."""
+    flat = {**FLAT, "federation.mixed-bits": "2,4"}
+    config = Config.from_flat(flat).at_bits(4)
+    teacher = model_state(float_model(config, make_device(config)))
+    teacher["fc.bias"] = teacher["fc.bias"] + 1  # one that no other test has sent
+    request = train_request(
+        config,
+        Stage.QUANTIZED,
+        teacher_hash=content_hash(teacher),
+        teacher=encode_float(teacher, "float32", {}),
+        weight_bits=4,
+    )
+    reply = call(request.to_record(), MessageType.TRAIN, make_context(flat))
+    assert reply.status is Status.OK
+    tensors, _ = wire.decode(reply.update)
+    bits = {name: t.bits for name, t in tensors.items() if isinstance(t, wire.Codes)}
+    assert bits.pop("conv1.weight") == bits.pop("fc.weight") == 8
+    assert set(bits.values()) == {4}
 
 
 @pytest.mark.parametrize("stage", [Stage.FLOAT, Stage.CALIBRATION])

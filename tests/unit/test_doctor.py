@@ -125,7 +125,13 @@ def test_flower_understands_the_command(keys: KeyFolder, tmp_path: Path) -> None
     data = tmp_path / "my images"
     data.mkdir()
     settings = launch(
-        keys, data, partition_id=7, threads=4, max_memory_bytes=512_000_000, max_temperature=75.0
+        keys,
+        data,
+        partition_id=7,
+        threads=4,
+        max_memory_bytes=512_000_000,
+        max_temperature=75.0,
+        weight_bits="2,4",
     )
     check_launch(settings)
     command = supernode_command(settings)
@@ -139,6 +145,7 @@ def test_flower_understands_the_command(keys: KeyFolder, tmp_path: Path) -> None
         threads=4,
         max_memory=512_000_000,
         max_temperature=75.0,
+        weight_bits=(2, 4),
     )
 
 
@@ -165,6 +172,11 @@ def test_a_key_that_others_can_read_is_refused(keys: KeyFolder, tmp_path: Path) 
     key.chmod(0o640)
     with pytest.raises(UserError, match="chmod 600"):
         check_launch(launch(keys, tmp_path, key=key))
+
+
+def test_bits_that_are_none_are_refused(keys: KeyFolder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--bits = '5,1': expected bit-widths as '2,4'"):
+        check_launch(launch(keys, tmp_path, weight_bits="5,1"))
 
 
 def test_a_missing_folder_is_one_sentence(

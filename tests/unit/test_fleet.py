@@ -49,6 +49,7 @@ def test_the_shipped_fleets_are_there() -> None:
         "mixed-100": 100,
         "mixed-1000": 1000,
         "pi-lab": 10,
+        "pi-lab-bits": 10,
     }
 
 
@@ -215,3 +216,10 @@ class TestRun:
         text = "classes: {raspberry-pi-4: {count: 4, weight-bits: [8]}}"
         with pytest.raises(UserError, match=r"no class trains at quantization.weight-bits = 2"):
             check_fleet(load_fleet(write(tmp_path, text)), Config())
+
+    def test_every_bit_width_has_a_class(self) -> None:
+        """Classes of pi-lab-bits take 2 or 4 bits; those of pi-lab can do both and take 4."""
+        mixed = Config.from_flat({"federation.mixed-bits": "2,4"})
+        check_fleet(load_fleet("pi-lab-bits"), mixed)
+        with pytest.raises(UserError, match=r"no class trains at 2 of federation.mixed-bits = 2,4"):
+            check_fleet(load_fleet("pi-lab"), mixed)

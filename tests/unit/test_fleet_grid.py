@@ -305,3 +305,14 @@ def test_two_runs_are_the_same() -> None:
     assert first == run()
     fates = {str(line["fate"]) for line in first if "fate" in line}
     assert fates >= {"trained", "failed", "surplus"}
+
+
+def test_devices_that_train_at_any_of_the_runs_bit_widths_are_there() -> None:
+    """8 bits alone are none of 2 and 4."""
+    grid, _ = make_grid(
+        profile(1.0, weight_bits=(2,)),
+        profile(1.0, weight_bits=(8,)),
+        profile(1.0, weight_bits=(4, 8)),
+        **{"federation.mixed-bits": "2,4"},
+    )
+    assert grid.get_node_ids() == [FIRST_NODE_ID, FIRST_NODE_ID + 2]

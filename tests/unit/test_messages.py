@@ -58,13 +58,19 @@ class TestRoundTrips:
         model_hash=text,
         teacher_hash=text,
         proximal_mu=st.floats(0, 10),
+        weight_bits=st.sampled_from([0, 2, 8]),
     )
     def test_train_request(self, **fields: Any) -> None:
         sent = request(**fields)
         assert TrainRequest.from_record(sent.to_record()) == sent
 
     @settings(max_examples=30, deadline=None)
-    @given(stage=st.sampled_from(Stage), round_index=st.integers(-1, 10**6), model=payloads)
+    @given(
+        stage=st.sampled_from(Stage),
+        round_index=st.integers(-1, 10**6),
+        model=payloads,
+        weight_bits=st.sampled_from([0, 4]),
+    )
     def test_evaluate_request(self, **fields: Any) -> None:
         sent = EvaluateRequest(**fields)
         assert EvaluateRequest.from_record(sent.to_record()) == sent

@@ -70,6 +70,22 @@ def test_holders_of_the_teacher_are_known_when_they_come_and_after_they_left() -
     assert registry.teacher_partitions == [1, 5]
 
 
+def test_devices_say_which_of_several_bit_widths_is_theirs() -> None:
+    """Device 2 says nothing, device 3 one that the run does not have."""
+    said: dict[int, dict[str, int]] = {0: {"weight-bits": 2}, 1: {"weight-bits": 4}, 2: {}}
+
+    def answer(partition_id: int, _: Message) -> Reply:
+        metrics = {"num-samples": 10, **said.get(partition_id, {"weight-bits": 3})}
+        return Reply(partition_id=partition_id, metrics=metrics)
+
+    notes: list[str] = []
+    grid = FakeGrid(answer, range(4))
+    registry = DeviceRegistry(Courier(grid, timeout_seconds=1.0), notes.append, mixed_bits=(2, 4))
+    registry.refresh()
+    assert [(d.partition_id, d.weight_bits) for d in registry.devices] == [(0, 2), (1, 4)]
+    assert sorted(notes) == [f"device {k} says none of the run's bit-widths" for k in (2, 3)]
+
+
 def test_a_second_device_of_one_partition_is_ignored() -> None:
     registry, _, notes = make_registry(lambda *_: query_reply(7), (0, 1))
     registry.refresh()
