@@ -24,6 +24,7 @@ from common.seeding import numpy_generator
 from server.registry import POLL_SECONDS
 from server.strategy import required_replies
 from simulations.emulation import Attempt, Emulation, require_possible
+from simulations.fleet import check_fleet
 from simulations.planner.payload import MessageSizes
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED, settle_arrays
@@ -79,10 +80,9 @@ class FleetPlan:
                 "a plan does not foresee what devices make of coreset.adaptive and "
                 "training.partial-work: expected false"
             )
+        check_fleet(emulation.fleet, config)
         bits = set(config.device_bits)
         able = np.array([not bits.isdisjoint(profile.weight_bits) for profile in self.profiles])
-        if not able.any():
-            raise UserError(f"fleet {emulation.fleet.name}: no class trains at {sorted(bits)} bits")
         self._able = able[emulation.class_of]
         self._has_teacher = np.zeros(num_devices, dtype=np.bool_)
         self._coreset_epoch = np.full(num_devices, -1, dtype=np.int32)

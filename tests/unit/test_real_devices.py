@@ -189,6 +189,30 @@ def test_a_file_that_breaks_during_a_run_costs_contributions_and_no_names(
     assert b"private-0-0" not in b"".join(fleet.traffic)
 
 
+def test_devices_train_at_the_bits_that_their_operators_name(
+    tmp_path: Path, server_images: Path
+) -> None:
+    """Device 3, which is for 8 bits only, stays out; device 2 names none and takes 2 (2 mod 2)."""
+    folders = {k: tmp_path / f"device-{k}" for k in range(4)}
+    for k, folder in folders.items():
+        write_images(folder, {"ant": 6, "cat": 6}, seed=k)
+    flat = settings(server_images) | {"data.num-devices": 4, "federation.mixed-bits": "2,4"}
+    fleet = LocalFleet(folders, flat)
+    for k, bits in ((0, 4), (1, "2,3"), (3, 8)):
+        fleet.contexts[k].node_config["weight-bits"] = bits
+    reporter = SilentReporter()
+    grid = FakeGrid(fleet, list(folders))
+    summary = run_federation(grid, Config.from_flat(flat), reporter, tmp_path / "run")
+    trained = [line for line in lines(tmp_path, "device") if line["status"] == "ok"]
+    assert {(line["partition_id"], line["weight_bits"]) for line in trained} == {
+        (0, 4),
+        (1, 2),
+        (2, 2),
+    }
+    assert "device 3 can't take part: it trains at 8 bits, not 2 or 4" in reporter.notes()
+    assert summary["final_bit_accuracy"].keys() == {"2", "4"}
+
+
 def test_a_device_that_was_started_anew_is_told_again(tmp_path: Path, server_images: Path) -> None:
     """Device 0 restarts after the first query: it misses the warm-up round and is back then."""
     restarted: list[int] = []
