@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,7 @@ def supernode_command(launch: Launch) -> list[str]:
         if value:
             node_config[key] = value
     return [
-        _supernode(),
+        *(sys.executable, "-m", "client.supernode"),
         "--superlink",
         launch.superlink,
         "--root-certificates",
@@ -139,11 +138,3 @@ def partition_id_of(key: Path) -> int:
             digest = hashlib.blake2b(b" ".join(fields), digest_size=8).digest()
             return int.from_bytes(digest, "big") & MAX_PARTITION_ID
     raise UserError(f"{key.with_suffix('.pub')} is not there: copy it, or give --partition-id")
-
-
-def _supernode() -> str:
-    beside = Path(sys.executable).with_name("flower-supernode")
-    found = str(beside) if beside.is_file() else shutil.which("flower-supernode")
-    if not found:
-        raise UserError("flower-supernode is not installed: pip install fedquarc")
-    return found

@@ -85,7 +85,7 @@ class Fleet:
 
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a process; its output goes to <folder>/<name>.log."""
-        with (self.folder / f"{name}.log").open("wb") as log:
+        with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
                 env=self.environment(),
@@ -103,8 +103,17 @@ class Fleet:
 
     def start_superlink(self) -> None:
         """As the cluster does: ServerApps in a process of their own, which shares a secret."""
+        self.start_superlink_alone()
+        self.start(
+            "serverapp",
+            str(PROGRAMS / "flower-superexec"),
+            *("--runtime-api-address", self.superlink),
+            *("--root-certificates", str(self.keys.ca_certificate), *self._secret()),
+        )
+
+    def start_superlink_alone(self) -> None:
+        """The SuperLink without ServerApps' process: a restart of it finds its database."""
         keys = self.keys
-        secret = ("--superexec-auth-secret-file", str(keys.superexec_secret))
         self.start(
             "superlink",
             str(PROGRAMS / "flower-superlink"),
@@ -113,16 +122,13 @@ class Fleet:
             *("--ssl-certfile", str(keys.server_certificate)),
             *("--ssl-keyfile", str(keys.server_key)),
             *("--database", str(self.folder / "state.db")),
-            *("--isolation", "process", *secret),
+            *("--isolation", "process", *self._secret()),
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
         )
         self._wait_for("superlink", self.superlink_port)
-        self.start(
-            "serverapp",
-            str(PROGRAMS / "flower-superexec"),
-            *("--runtime-api-address", self.superlink),
-            *("--root-certificates", str(keys.ca_certificate), *secret),
-        )
+
+    def _secret(self) -> tuple[str, str]:
+        return "--superexec-auth-secret-file", str(self.keys.superexec_secret)
 
     def start_proxy(self) -> None:
         """The cluster's own configuration, with this fleet's ports and files."""
@@ -144,13 +150,15 @@ class Fleet:
         self.start("proxy", NGINX, "-c", str(configuration), "-g", "daemon off;")
         self._wait_for("proxy", self.proxy_port)
 
-    def start_supernode(self, name: str, partition_id: int, num_devices: int) -> None:
-        """One device, with its key; it is not waited for."""
+    def start_supernode(
+        self, name: str, partition_id: int, num_devices: int, *, address: str = ""
+    ) -> None:
+        """One device, with its key, that reaches the server at ``address``; not waited for."""
         (port,) = free_ports(1)
         self.start(
             name,
-            str(PROGRAMS / "flower-supernode"),
-            *("--superlink", self.device_address, "--port", str(port)),
+            *(sys.executable, "-m", "client.supernode"),
+            *("--superlink", address or self.device_address, "--port", str(port)),
             *("--root-certificates", str(self.keys.ca_certificate)),
             *("--auth-supernode-private-key", str(self.keys.device_key(name))),
             *("--node-config", f"partition-id={partition_id} num-partitions={num_devices}"),
@@ -193,7 +201,7 @@ class Fleet:
             self.processes["proxy"].terminate()
             self.processes["proxy"].wait(30)
         deadline = time.monotonic() + 30
-        while (pids := list(self._pids())) and time.monotonic() < deadline:
+        while (pids := list(self.pids())) and time.monotonic() < deadline:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -202,11 +210,15 @@ class Fleet:
             time.sleep(0.1)
         assert not pids
 
-    def _pids(self) -> Iterator[int]:
+    def pids(self, program: str = "") -> Iterator[int]:
+        """Processes of this fleet, or those of them that run one of Flower's programs."""
         marker = f"\0FLWR_HOME={self.folder / 'flwr'}\0".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if marker in b"\0" + (folder / "environ").read_bytes():
+                if marker not in b"\0" + (folder / "environ").read_bytes():
+                    continue
+                arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if not program or any(Path(argument).name == program for argument in arguments):
                     yield int(folder.name)
 
     def _wait_for(self, name: str, port: int) -> None:

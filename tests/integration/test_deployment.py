@@ -1,6 +1,9 @@
 """Flower's Deployment Runtime with TLS and device keys: SuperLink, proxy and three SuperNodes."""
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +27,6 @@ SETTINGS = {
 }
 RUN_SECONDS = 600
 """A message takes a process that imports torch: seconds, on a busy machine many."""
-
-POLL_SECONDS = 10.0
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds its processes in /proc"),
@@ -52,39 +53,37 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet.end()
 
 
-def test_a_federation_runs_to_its_end(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """SIGKILL after the first round: started again, the run goes on with the same SuperNodes."""
     for index, name in enumerate(DEVICES):
         fleet.start_supernode(name, index, len(DEVICES))
     run_folder = tmp_path / "run"
-    settings = {**SETTINGS, "run.out": f"'{run_folder}'"}
-    started = fleet.flwr(
-        fleet.superlink,
-        *("run", str(ROOT), "fleet"),
-        *("--run-config", " ".join(f"{key}={value}" for key, value in settings.items())),
+    settings = {**SETTINGS, "run.resume": run_folder}
+    run = fleet.start(
+        "run",
+        *(sys.executable, "-m", "server", "run", "--app", str(ROOT), "--restarts", "1"),
+        *("--superlink", fleet.superlink, "--ca", str(fleet.keys.ca_certificate)),
+        *("--set", *(f"{key}={value}" for key, value in settings.items())),
     )
-    assert started["success"], started
-    run_id = str(started["run-id"])
-
-    def status() -> str:
-        (run,) = fleet.flwr(fleet.superlink, "ls", "fleet", "--run-id", run_id)["runs"]
-        return str(run["status"])
-
-    summary_path = run_folder / "summary.json"
-    # Asking Flower is a process of its own: seldom, so that it takes no time from the run.
     wait_until(
-        lambda: summary_path.exists() or status().startswith("finished:"),
-        "the run",
+        lambda: list(run_folder.glob("checkpoints/0*")) or run.poll() is not None,
+        "the first checkpoint",
         RUN_SECONDS,
-        interval=POLL_SECONDS,
     )
-    wait_until(lambda: status().startswith("finished:"), "the run's end", interval=1.0)
-    assert status() == "finished:completed", fleet.log("serverapp")
-    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    for pid in fleet.pids("flwr-serverapp"):
+        os.kill(pid, signal.SIGKILL)
+    assert run.wait(RUN_SECONDS) == 0, fleet.log("run")
+    assert "finished:failed" in fleet.log("run")
+    assert "going on after float round 1" in fleet.log("run")
+    summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["num_devices"] == 3
     lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rounds = [line for line in map(json.loads, lines) if line["kind"] == "round"]
     assert [line["num_accepted"] for line in rounds] == [3] * len(rounds)
     assert {line["stage"] for line in rounds} >= {"float", "quantized"}
+    assert all(fleet.processes[name].poll() is None for name in DEVICES)
 
 
 def test_an_unregistered_device_is_refused(fleet: Fleet) -> None:

@@ -19,6 +19,7 @@ KNOW_FLOWER = {
     "client/app.py",
     "client/rounds.py",
     "client/state.py",
+    "client/supernode.py",
     "client/workload.py",
 }
 """The modules of common/ and client/ that may import Flower; all of the algorithms may not."""

@@ -1,0 +1,184 @@
+"""Faults of a real deployment on this machine: ``python -m tests.integration.outages [FAULT...]``.
+
+One federation for each. SuperLink, ServerApp and two SuperNodes are processes that talk over TLS
+with node authentication; what the devices send passes a forwarder that stands for the network. Each
+fault is injected while the devices train in the second quantized round; the devices are never
+touched. Prints what happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from server.cli import main as operate
+from server.keys import KeyFolder, create_fleet_keys
+from tests.conftest import ROOT
+from tests.integration.deployment import Fleet, free_ports, wait_until
+from tests.integration.forwarder import Forwarder
+
+DEVICES = ["device-0", "device-1"]
+SETTINGS = {
+    "data.num-devices": len(DEVICES),
+    "warmup.num-rounds": 1,
+    "warmup.local-epochs": 1,
+    "federation.num-rounds": 3,
+    "federation.min-devices": len(DEVICES),
+    "coreset.fraction": 0.5,
+    "evaluation.device-interval": 0,
+}
+RUN_SECONDS = 1800
+RESTARTS = 3
+
+
+def serverapp_killed(fleet: Fleet, network: Forwarder, seconds: float) -> None:
+    """SIGKILL to the process of the ServerApp."""
+    for pid in fleet.pids("flwr-serverapp"):
+        os.kill(pid, signal.SIGKILL)
+
+
+def superlink_killed(fleet: Fleet, network: Forwarder, seconds: float) -> None:
+    """SIGKILL to the SuperLink, which is started again after so many seconds."""
+    fleet.processes["superlink"].kill()
+    fleet.processes["superlink"].wait()
+    time.sleep(seconds)
+    fleet.start_superlink_alone()
+
+
+def network_cut(fleet: Fleet, network: Forwarder, seconds: float) -> None:
+    """Nothing passes between devices and SuperLink for so many seconds."""
+    network.cut()
+    time.sleep(seconds)
+    network.mend()
+
+
+FAULTS: dict[str, tuple[Callable[[Fleet, Forwarder, float], None], float]] = {
+    "serverapp-killed": (serverapp_killed, 0.0),
+    "superlink-killed": (superlink_killed, 5.0),
+    "superlink-away": (superlink_killed, 90.0),
+    "network-cut": (network_cut, 60.0),
+}
+
+
+def run_with(fault: str, folder: Path) -> dict[str, Any]:
+    """One federation with one fault; what came of it."""
+    inject, seconds = FAULTS[fault]
+    keys = KeyFolder(root=folder / "secrets")
+    create_fleet_keys(keys, ["localhost", "127.0.0.1"], DEVICES)
+    superlink_port, device_port = free_ports(2)
+    fleet = Fleet(folder, keys, superlink_port, device_port)
+    run_folder = folder / "run"
+    try:
+        with Forwarder(device_port, superlink_port) as network:
+            fleet.start_superlink()
+            operate(
+                ["keys", "--dir", str(keys.root), "register", "--superlink", fleet.superlink],
+            )
+            for index, name in enumerate(DEVICES):
+                fleet.start_supernode(name, index, len(DEVICES), address=f"127.0.0.1:{device_port}")
+            run = start_run(fleet, run_folder)
+            wait_until(
+                lambda: quantized_rounds(run_folder) or run.poll() is not None,
+                "the first quantized round",
+                RUN_SECONDS,
+            )
+            before = set(fleet.pids("flwr-clientapp"))
+            wait_until(
+                lambda: set(fleet.pids("flwr-clientapp")) - before or run.poll() is not None,
+                "the next round trains",
+                RUN_SECONDS,
+            )
+            started = time.monotonic()
+            inject(fleet, network, seconds)
+            code = run.wait(RUN_SECONDS)
+            return {
+                "fault": fault,
+                "seconds of outage": seconds,
+                "exit code": code,
+                "seconds from the fault to the end": round(time.monotonic() - started),
+                **told(fleet.log("run"), run_folder),
+                "SuperNodes still the same processes": all(
+                    fleet.processes[name].poll() is None for name in DEVICES
+                ),
+            }
+    finally:
+        fleet.end()
+
+
+def start_run(fleet: Fleet, run_folder: Path) -> subprocess.Popen[bytes]:
+    """The operator's command, as in docs/cluster.md."""
+    settings = {**SETTINGS, "run.resume": run_folder}
+    return fleet.start(
+        "run",
+        *(sys.executable, "-m", "server", "run", "--app", str(ROOT)),
+        *("--superlink", fleet.superlink, "--ca", str(fleet.keys.ca_certificate)),
+        *("--restarts", str(RESTARTS)),
+        *("--set", *(f"{key}={value}" for key, value in settings.items())),
+    )
+
+
+def rounds_of(run_folder: Path) -> list[dict[str, Any]]:
+    """The rounds recorded so far; a line that is being written does not count."""
+    path = run_folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [line for line in map(json.loads, lines) if line["kind"] == "round"]
+
+
+def quantized_rounds(run_folder: Path) -> int:
+    """How many quantized rounds are over."""
+    return sum(line["stage"] == "quantized" for line in rounds_of(run_folder))
+
+
+def told(log: str, run_folder: Path) -> dict[str, Any]:
+    """What the operator saw, and what the run folder holds."""
+    events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    messages = [event.get("message", "") for event in events]
+    return {
+        "runs": re.findall(r"^run \d+: (\S+)", log, flags=re.MULTILINE),
+        "continued": [text for text in messages if text.startswith("going on after")],
+        "replies by round": [
+            f"{line['stage']} {line['round']}: {line['num_accepted']}/{line['num_asked']}"
+            for line in rounds_of(run_folder)
+        ],
+        "failed replies": [
+            f"{event['stage']} {event['round']}: device {event['device']}: {event['message'][:40]}"
+            for event in events
+            if event["event"] == "reply-failed"
+        ],
+        "summary is there": (run_folder / "summary.json").exists(),
+    }
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("faults", nargs="*", default=list(FAULTS), metavar="FAULT")
+    options = parser.parse_args()
+    if unknown := set(options.faults) - FAULTS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(FAULTS)}")
+    failed = 0
+    for fault in options.faults:
+        with tempfile.TemporaryDirectory(prefix="fedquarc-outage-") as folder:
+            result = run_with(fault, Path(folder))
+        for name, value in result.items():
+            sys.stdout.write(f"{name:36} {value}\n")
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        failed += bool(result["exit code"])
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
