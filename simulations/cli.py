@@ -23,6 +23,7 @@ from simulations.paper.command import add_paper_command
 from simulations.planner.command import add_plan_command
 from simulations.pretrain_command import add_pretrain_command
 from simulations.scenario import load_scenario, parse_overrides, shipped_scenarios
+from simulations.throughput.command import add_throughput_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add_paper_command(commands)
     add_pretrain_command(commands)
     add_bench_command(commands)
+    add_throughput_command(commands)
 
     show = commands.add_parser("list", help="list the scenarios that come with the project")
     show.set_defaults(command=_list, debug=False)

@@ -1,0 +1,59 @@
+"""``python -m simulations throughput``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def add_throughput_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command ``throughput`` to a command line."""
+    throughput = commands.add_parser(
+        "throughput",
+        help="emulated devices a second, against Flower's own simulation",
+        description="Trains the same float model on the same batches with this project's engine "
+        "and with a plain Flower app on Ray, one after the other, and prints a table: devices "
+        "trained a second, after a first round in which processes start, and the peak memory of "
+        "all processes.",
+    )
+    throughput.add_argument(
+        "--devices",
+        metavar="N",
+        type=_at_least_two,
+        nargs="+",
+        default=[10, 100, 1000],
+        help="numbers of devices (default: 10 100 1000)",
+    )
+    throughput.add_argument(
+        "--workers",
+        metavar="N",
+        type=_positive,
+        help="devices that train at the same time (default: every CPU)",
+    )
+    throughput.add_argument("--debug", action="store_true", help="show tracebacks")
+    throughput.set_defaults(command=_throughput)
+
+
+def _at_least_two(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 2, not {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, not {text!r}")
+    return int(text)
+
+
+def _throughput(options: argparse.Namespace) -> int:
+    # Imported late: other commands need neither Flower nor this.
+    from simulations.runner import default_workers
+    from simulations.throughput.run import compare
+
+    def tell(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    compare(options.devices, options.workers or default_workers(), tell)
+    return 0

@@ -1,0 +1,64 @@
+"""Tests of simulations.throughput: arithmetic, memory of processes, and this project's side."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import UserError
+from simulations.throughput.process_tree import tree_bytes, tree_pids
+from simulations.throughput.run import OWN, Measurement, fits_per_second, measure, table_row
+from simulations.throughput.task import Timing
+
+NESTED = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"],
+                         stdin=subprocess.PIPE)
+block = b"x" * 30_000_000
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_first_round_does_not_count() -> None:
+    """Rounds end at 10, 12 and 15 s: two rounds of 20 devices in 5 s."""
+    assert fits_per_second(Timing(ended=[10.0, 12.0, 15.0], num_fits=60), 20) == 8.0
+
+
+def test_a_row() -> None:
+    own = Measurement(fits_per_second=90.0, peak_bytes=1_500_000_000, seconds=9.0)
+    stock = Measurement(fits_per_second=22.5, peak_bytes=3_000_000_000, seconds=30.0)
+    assert table_row(1000, 2, own, stock) == (
+        "| 1,000 | 2 | 90.0 fits/s | 22.5 fits/s | 4.0 | 1,500 MB | 3,000 MB |"
+    )
+
+
+def test_memory_of_a_process_and_its_children() -> None:
+    """A process that holds 30 MB, and its child; both are descendants of this one."""
+    with subprocess.Popen(
+        [sys.executable, "-c", NESTED], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert sorted(tree_pids(process.pid)) == sorted([process.pid, child])
+        assert {process.pid, child} <= set(tree_pids(os.getpid()))
+        assert 30_000_000 < tree_bytes(process.pid) < 90_000_000
+        process.kill()
+    assert tree_bytes(process.pid) == 0
+
+
+def test_this_projects_side() -> None:
+    """Two devices, two rounds: four answers, one round that counts."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("flwr_datasets", reason="the split comes with flwr-datasets")
+    measured = measure(OWN, 2, 2, num_workers=1)
+    assert measured.fits_per_second > 0
+    assert measured.peak_bytes > 100_000_000
+
+
+def test_a_side_that_fails_is_an_error() -> None:
+    with pytest.raises(UserError, match="no_such_module failed with 2 devices: ModuleNotFound"):
+        measure("no_such_module", 2, 2, num_workers=1)
