@@ -1,7 +1,8 @@
 """The other engine: Flower's own Simulation Runtime on Ray, as ``flwr run`` starts it.
 
 A SuperLink and a SuperExec of our own, in a FLWR_HOME of our own, take the run, and are gone when
-it is over. What Flower exits with says nothing about the run, so its status is asked for.
+it is over. What Flower exits with says nothing about the run, so its status is asked for. Ray is
+started for the run, unless RAY_ADDRESS names a cluster that is there (docs/fleet.md).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.1
 CONNECTION = "simulation"
+RAY_ADDRESS = "RAY_ADDRESS"
+"""Ray's own variable: where a cluster is that drivers connect to."""
 
 
 class RunFailedError(RuntimeError):
@@ -50,7 +53,8 @@ def run_on_ray(
         settings: What overrides the run config of the app's pyproject.toml; absolute paths only.
         app_folder: Where pyproject.toml is.
         num_devices: Emulated SuperNodes.
-        num_cpus: Clients that run at the same time, one CPU each.
+        num_cpus: Clients that run at the same time, one CPU each; on a cluster of RAY_ADDRESS as
+            many as it has CPUs.
         tell: Called with every line that the ServerApp reports, as it comes.
         tell_all: Tell the lines of Flower and Ray as well.
 
@@ -69,6 +73,8 @@ def run_on_ray(
         )
     with tempfile.TemporaryDirectory(prefix="fedquarc-") as home:
         flower = _Flower(Path(home))
+        if cluster := flower.environment.get(RAY_ADDRESS):
+            tell(f"on the Ray cluster at {cluster}")
         with flower.runtime():
             run_id = flower.submit(settings, app_folder, num_devices, num_cpus)
             for line in flower.log_lines(run_id):
@@ -98,9 +104,10 @@ class _Flower:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_TMPDIR": str(home),
             "NO_COLOR": "1",
         }
+        if RAY_ADDRESS not in self.environment:
+            self.environment["RAY_TMPDIR"] = str(home)
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n'
             f'[superlink.{CONNECTION}]\naddress = "{self.address}"\ninsecure = true\n'
@@ -142,8 +149,9 @@ class _Flower:
         federation = {
             "num-supernodes": num_devices,
             "client-resources-num-cpus": 1,
-            "init-args-num-cpus": num_cpus,
         }
+        if RAY_ADDRESS not in self.environment:  # a cluster knows its CPUs
+            federation["init-args-num-cpus"] = num_cpus
         answer = self._ask(
             *("run", str(app_folder), CONNECTION, "--run-config", str(run_config)),
             *("--federation-config", " ".join(f"{k}={v}" for k, v in federation.items())),
