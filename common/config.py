@@ -57,6 +57,9 @@ SELECTIONS = (
     "full",
 )
 CORRECTIONS = ("none", "mse", "clc-channel", "clc-pooled", "clc-flat", "clc-spatial")
+PRIVACY_MECHANISMS = ("none", "central")
+AVERAGING_STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+"""Strategies that need of a round's updates no more than their mean."""
 ATTACKS = ("none", "sign-flip", "scale")
 STRATEGIES = (
     "fedavg",
@@ -329,6 +332,20 @@ class AttackConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivacyConfig(Section):
+    """Differential privacy of devices towards all who see the models; the server is trusted."""
+
+    mechanism: str = setting("none", choices=PRIVACY_MECHANISMS)
+    """central: the server clips every device's change and adds Gaussian noise to their mean."""
+    clipping_norm: float = setting(1.0, above=0.0)
+    """Largest L2 norm that a device's change keeps, over all entries of the update."""
+    noise_multiplier: float = setting(1.0, minimum=0.0)
+    """Standard deviation of the noise on the sum of changes, in clipping norms; 0: clipped only."""
+    delta: float = setting(1e-5, above=0.0, maximum=0.5)
+    """Chance at which epsilon need not hold; usually less than one over the devices."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
     """When and how models are measured."""
 
@@ -357,6 +374,7 @@ class Config:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -428,6 +446,33 @@ class Config:
                 "quantization.weight-bits = 32 (a float model has no codes)"
             )
 
+        if self.privacy.mechanism != "none":
+            self._check_privacy()
+
+    def _check_privacy(self) -> None:
+        """What a release of clipped changes can be combined with."""
+        mechanism = f"privacy.mechanism = {self.privacy.mechanism!r}"
+        if self.strategy.name not in AVERAGING_STRATEGIES:
+            raise UserError(
+                f"strategy.name = {self.strategy.name!r}: expected one of "
+                f"{', '.join(AVERAGING_STRATEGIES)} with {mechanism} (others need single updates)"
+            )
+        if self.federation.update_format == "codes":
+            raise UserError(
+                f"federation.update-format = 'codes': expected 'delta' or 'float32' with "
+                f"{mechanism} (clipped changes are no whole steps)"
+            )
+        if self.federation.mixed_bits:
+            raise UserError(
+                f"federation.mixed-bits = {self.federation.mixed_bits!r}: expected none with "
+                f"{mechanism} (a bit-width's few devices would decide its steps)"
+            )
+        if self.fleet.over_selection > 1.0:
+            raise UserError(
+                f"fleet.over-selection = {self.fleet.over_selection:g}: expected 1 with "
+                f"{mechanism} (how fast a device is would decide whose changes count)"
+            )
+
     @property
     def device_bits(self) -> tuple[int, ...]:
         """The weight bit-widths that devices may train at, ascending.
@@ -486,6 +531,7 @@ SECTION_TYPES: dict[str, type[Section]] = {
     "strategy": StrategyConfig,
     "fleet": FleetConfig,
     "attack": AttackConfig,
+    "privacy": PrivacyConfig,
     "evaluation": EvaluationConfig,
 }
 SECTION_NAMES = {section_type: name for name, section_type in SECTION_TYPES.items()}

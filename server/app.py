@@ -32,6 +32,7 @@ from server.global_model import GlobalModel
 from server.guarded_grid import GuardedGrid
 from server.mixed_model import quantized_model
 from server.plots import plot_curves
+from server.privacy_accountant import PrivacyAccountant
 from server.recorder import (
     Annotate,
     Recorder,
@@ -130,6 +131,7 @@ def _federate(
     started -= checkpoints.earlier.get("wall_seconds", 0.0)
     check_mixed_bits(config)
     min_devices = required_replies(config)
+    accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
     data = config.data
     dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
     module, is_trained = _float_module(config, dataset)
@@ -155,12 +157,17 @@ def _federate(
                 reporter=reporter,
                 checkpoints=checkpoints,
                 started=started,
+                accountant=accountant,
             )
+            if accountant:
+                accountant.replay(recorder.rounds)
             if any(device.emulated for device in registry.devices):
                 _draw(reporter, _draw_split, config, dataset, run_folder)
             facts = _run_stages(session, module, dataset, is_trained=is_trained)
             facts["wall_seconds"] = time.perf_counter() - started
             summary = summarise(config, recorder.rounds, RunFacts(**facts))
+            if accountant:
+                summary["privacy"] = accountant.summary()
             summary = recorder.write_summary(summary)
             checkpoints.clear()
             _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")

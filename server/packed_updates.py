@@ -41,6 +41,7 @@ from server.aggregation import (
 )
 from server.bit_entries import BitEntries, relative_error
 from server.device_groups import DeviceGroups
+from server.privacy import GaussianMechanism, noise_generator
 from server.registry import SampledGrid
 from server.replies import Expectation, Judgement
 
@@ -70,6 +71,10 @@ class StagePlan:
     """Bit-width -> the weights of a state as deployed, quantized ones alone."""
     lifts_codes: bool = False
     """Whether updates are codes."""
+    mechanism: GaussianMechanism | None = None
+    """Set where devices are to have differential privacy."""
+    seed: int = 0
+    """Of the run: what is repeatable in the mechanism derives from it."""
     weighs_by_error: bool = False
     """Whether a device weighs its samples over the relative quantization error of its bit-width,
     instead of its samples."""
@@ -151,8 +156,10 @@ class PackedUpdates(FedAvg):
             accepted=[replace(reply, update=b"") for reply in judgement.accepted],
             refused=judgement.refused,
         )
-        if len(judgement.accepted) < self.plan.min_replies:
+        if self._num_counting(judgement) < self.plan.min_replies:
             return None, None
+        if self.plan.mechanism is not None:
+            judgement = self._released(self.plan.mechanism, judgement, server_round - 1)
         names = self._visible_names()
         decoded, averaged_plainly = [], []
         bits_of = self._groups.bits_of
@@ -179,6 +186,31 @@ class PackedUpdates(FedAvg):
         if not is_finite(aggregated):
             return None, None
         return to_record(aggregated), metrics
+
+    def _num_counting(self, judgement: Judgement) -> int:
+        """The replies that a round needs a number of: the good ones.
+
+        With privacy it is all: what is wrong with one may depend on its device's images.
+        """
+        if self.plan.mechanism is None:
+            return len(judgement.accepted)
+        refused = {refusal.partition_id for refusal in judgement.refused}
+        return len(refused | {reply.partition_id for reply in judgement.accepted})
+
+    def _released(
+        self, mechanism: GaussianMechanism, judgement: Judgement, round_index: int
+    ) -> Judgement:
+        """One reply in place of all: the noisy mean, the only thing that strategies see of them."""
+        ((bits, sample),) = self._groups.devices.items()
+        base = self._groups.base(bits)
+        state = mechanism.release(
+            {name: base[name] for name in self.plan.update_shapes},
+            judgement.states,
+            num_asked=len(sample),
+            generator=noise_generator(self.plan.seed, self.plan.stage, round_index, sample),
+        )
+        reply = Reply(partition_id=sample[0].partition_id, metrics={NUM_EXAMPLES: 1})
+        return Judgement(accepted=[reply], states=[state])
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -16,6 +16,8 @@ from server.aggregation import State
 from server.courier import Courier
 from server.evaluation import Evaluation
 from server.packed_updates import PackedUpdates, to_record, to_state
+from server.privacy import sampling_seed
+from server.privacy_accountant import PrivacyAccountant
 from server.recorder import Recorder
 from server.registry import DeviceRegistry, SampledGrid
 from server.reporting import Reporter
@@ -46,11 +48,13 @@ class Session:
     checkpoints: Checkpoints
     started: float
     """time.perf_counter() at the run's beginning; earlier where a run goes on."""
+    accountant: PrivacyAccountant | None = None
+    """Of a run whose devices have differential privacy."""
 
     def sampled_grid(self, purpose: str, round_index: int, minimum: int) -> SampledGrid:
         """This round's seeded sample of the devices that are there, with some to spare."""
         devices = self.registry.sample(
-            self.config.run.seed,
+            sampling_seed(self.config, self.registry.devices),
             f"sampling-{purpose}",
             round_index,
             fraction=min(1.0, self.config.federation.fraction * self.config.fleet.over_selection),
@@ -136,6 +140,8 @@ def run_stage(
             plan.stage, number, judgement, exchange, grid.devices, float32_bytes=float32_bytes
         )
         line["skipped"] = aggregated is None
+        if session.accountant:
+            line |= session.accountant.record(line, num_devices=len(session.registry.devices))
         if evaluate and (number == plan.num_rounds or number % config.evaluation.interval == 0):
             before_evaluation = time.perf_counter()
             line |= evaluate(state).figures()

@@ -8,6 +8,7 @@ from common.qat import activation_step_names
 from server.aggregation import State
 from server.global_model import BestKeeper, GlobalModel
 from server.packed_updates import StagePlan
+from server.privacy import GaussianMechanism
 from server.rounds import Session, run_stage
 from server.strategy import averaging, make_strategy, required_replies
 from server.summary import of_stage
@@ -26,6 +27,8 @@ def warm_up(session: Session, model: GlobalModel) -> State:
         num_rounds=session.config.warmup.num_rounds,
         downlink_format=session.config.federation.downlink_format,
         min_replies=required_replies(session.config),
+        mechanism=GaussianMechanism.of(session.config),
+        seed=session.config.run.seed,
         update_shapes=_shapes(state),
     )
     strategy = make_strategy(averaging(session.config.strategy), plan)
@@ -46,6 +49,8 @@ def calibrate(session: Session, model: GlobalModel) -> State:
         num_rounds=1,
         downlink_format=session.config.federation.downlink_format,
         min_replies=required_replies(session.config),
+        mechanism=GaussianMechanism.of(session.config),
+        seed=session.config.run.seed,
         update_shapes={name: state[name].shape for name in names},
         entries=model.entries,
     )
@@ -62,6 +67,8 @@ def train_quantized(
         num_rounds=config.federation.num_rounds,
         downlink_format=config.federation.downlink_format,
         min_replies=required_replies(config),
+        mechanism=GaussianMechanism.of(config),
+        seed=config.run.seed,
         update_shapes=_shapes(model.entries.view(state, model.entries.bits[0])),
         teacher_hash=teacher_hash,
         entries=model.entries,

@@ -128,6 +128,7 @@ def test_list_names_and_describes_the_scenarios(capsys: pytest.CaptureFixture[st
         "digits",
         "mixed-bits",
         "poisoning",
+        "private",
         "stragglers-adaptive",
         "stragglers-drop",
         "stragglers-partial",

@@ -27,6 +27,7 @@ KNOW_FLOWER = {
 EXTRAS = {
     "brevitas",
     "datasets",
+    "dp_accounting",
     "flwr_datasets",
     "matplotlib",
     "openfl",
@@ -34,6 +35,7 @@ EXTRAS = {
     "pyarrow",
     "ray",
     "sklearn",
+    "tensorboard",
     "torchao",
 }
 
