@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client.memory import MB, resident_bytes
+from client.memory import MB, resident_bytes, supernode_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +103,13 @@ def fitting_part_size(
         model: to be trained, before its first step.
         image_shape: channels, height, width.
         batch_size: images of a step.
-        max_memory_bytes: that this process may hold; 0: no limit.
-        used_bytes: that it holds now; None: asked of the system.
+        max_memory_bytes: that this process and its SuperNode may hold; 0: no limit.
+        used_bytes: that they hold now; None: asked of the system.
         corrected: whether the loss compares features.
     """
     if not max_memory_bytes:
         return 0
-    used = resident_bytes() if used_bytes is None else used_bytes
+    used = resident_bytes() + supernode_bytes() if used_bytes is None else used_bytes
     memory = TrainingMemory.of(model, image_shape, corrected=corrected)
     size = memory.fitting_images(max_memory_bytes - used)
     if size >= batch_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from common.errors import UserError
 MB = 1_000_000
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
+SUPERNODE_PROGRAMS = {"client.supernode", "flower-supernode", "flower-superexec"}
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -18,6 +20,24 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 def resident_bytes() -> int:
     """Memory that this process holds now; 0 where it cannot be known."""
     return _status("VmRSS")
+
+
+def supernode_bytes() -> int:
+    """Memory of its own that the SuperNode which started this process holds; 0 without one.
+
+    The SuperNode and its SuperExec; pages of files, which processes share, are not counted.
+    """
+    total, pid = 0, os.getppid()
+    while pid > 1:
+        folder = PROC / str(pid)
+        try:
+            arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return total
+        if SUPERNODE_PROGRAMS & {Path(argument).name for argument in arguments[:3]}:
+            total += _read_number(folder / "status", "RssAnon:") * 1024
+        pid = _read_number(folder / "status", "PPid:")
+    return total
 
 
 def peak_bytes() -> int:

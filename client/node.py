@@ -6,7 +6,7 @@ Keys of the node config; none is needed on an emulated device but Flower's own `
 - ``partition-id``: who the device is among the others; by default a number made from its node id.
 - ``data-share``: part of its share of the images that an emulated device has room for.
 - ``threads``: Torch threads, instead of the run's.
-- ``max-memory``: bytes that the ClientApp's process may hold; batches pass in parts that fit.
+- ``max-memory``: bytes that ClientApp and SuperNode may hold; batches pass in parts that fit.
 - ``used-memory``: bytes of them that are in use before training, where the process that emulates a
   device can't tell; by default the process's own.
 - ``max-temperature``: degrees Celsius above which training pauses.

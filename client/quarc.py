@@ -110,6 +110,7 @@ def train_on_coresets(
                     task.total_epochs,
                     selection_generator(epoch),
                     coreset,
+                    task.scoring_batch,
                 )
                 num_selections += 1
                 if now.selection not in STUDENT_FREE:
@@ -159,6 +160,7 @@ def _choose(
     num_epochs: int,
     generator: torch.Generator,
     previous: Coreset | None,
+    batch_size: int,
 ) -> tuple[Coreset, int]:
     """A new coreset and the number of images that it was chosen from."""
     candidates = draw_pool(config, images.labels, generator)
@@ -174,6 +176,7 @@ def _choose(
         generator=generator,
         candidates=candidates,
         previous=previous,
+        batch_size=batch_size,
     )
     return coreset, len(images) if candidates is None else len(candidates)
 

@@ -208,25 +208,30 @@ def _train_on_coresets(
     """All local epochs; the coreset outlives the round."""
     seed, partition_id = config.run.seed, device.partition_id
     images = device.train.images
+    coreset_config, num_epochs = effort
+    task = _task(config, request, epochs=config.training.local_epochs)
+    part_size = _part_size(device, student, task.batch_size, corrected=task.is_corrected)
+    task = replace(task, num_epochs=num_epochs, max_part_size=part_size)
 
     def teacher_outputs(candidates: Tensor | None) -> Tensor:
         def compute() -> Tensor:
-            return predict_logits(teacher, images, device.dataset, indices=candidates).softmax(1)
+            logits = predict_logits(
+                teacher,
+                images,
+                device.dataset,
+                batch_size=task.scoring_batch,
+                indices=candidates,
+            )
+            return logits.softmax(1)
 
         # A pool is drawn anew for every selection: keeping its outputs would serve nobody.
         if candidates is not None:
             return compute()
         return TeacherStore().outputs(request.teacher_hash, images, compute)
 
-    coreset_config, num_epochs = effort
-    task = _task(config, request, epochs=config.training.local_epochs)
     return train_on_coresets(
         coreset_config,
-        replace(
-            task,
-            num_epochs=num_epochs,
-            max_part_size=_part_size(device, student, task.batch_size, corrected=task.is_corrected),
-        ),
+        task,
         device.train,
         device.dataset,
         student=student,

@@ -23,7 +23,7 @@ from client.coreset import (
 from client.sampling import SAMPLERS, Candidates, importance_weights
 from common.config import CoresetConfig, pool_factor
 from common.datasets import Dataset, ImageSet
-from common.inference import predict_logits
+from common.inference import EVALUATION_BATCH, predict_logits
 
 
 def choose_coreset(
@@ -38,6 +38,7 @@ def choose_coreset(
     generator: torch.Generator,
     candidates: Tensor | None = None,
     previous: Coreset | None = None,
+    batch_size: int = EVALUATION_BATCH,
 ) -> Coreset:
     """The coreset of a device's images.
 
@@ -53,6 +54,7 @@ def choose_coreset(
         generator: source of what is random in the selection.
         candidates: int64 [m], the images that are scored, of :func:`draw_pool`; None: all.
         previous: the coreset of the selection before, whose scores are smoothed with.
+        batch_size: images that the student scores at a time.
 
     Raises:
         ValueError: if the selection compares with a teacher whose outputs are not given.
@@ -70,7 +72,9 @@ def choose_coreset(
     else:
         p_quantized = None
         if config.selection not in STUDENT_FREE:
-            logits = predict_logits(student, images.images, dataset, indices=candidates)
+            logits = predict_logits(
+                student, images.images, dataset, batch_size=batch_size, indices=candidates
+            )
             p_quantized = logits.softmax(1)
         if teacher_outputs is None and needs_teacher_outputs(config.selection):
             raise ValueError(f"selection {config.selection!r} needs the teacher's outputs")

@@ -15,7 +15,7 @@ from client.losses import correction_loss, cross_entropy, distillation
 from client.optimizer import LeanSGD
 from common.augmentation import augment_batch
 from common.datasets import Dataset, ImageSet
-from common.inference import device_of
+from common.inference import EVALUATION_BATCH, device_of
 from common.models import feature_layers
 from common.qat import STEP_SUFFIX, clamp_steps
 
@@ -30,6 +30,10 @@ Anchors = Sequence[tuple[nn.Parameter, Tensor]]
 
 class DivergedError(RuntimeError):
     """Training met a NaN or an infinity; its weights must not leave the device."""
+
+
+SMALLEST_SCORING_BATCH = 8
+"""A smaller one takes hardly less memory: layers' outputs are not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,13 @@ class TrainingTask:
     def is_corrected(self) -> bool:
         """Whether the loss compares features of student and teacher."""
         return self.correction != "none" and self.beta > 0
+
+    @property
+    def scoring_batch(self) -> int:
+        """Images that are scored at a time: fewer where memory is too short for whole batches."""
+        if not self.max_part_size:
+            return EVALUATION_BATCH
+        return min(EVALUATION_BATCH, max(SMALLEST_SCORING_BATCH, self.max_part_size))
 
 
 @dataclass(frozen=True, kw_only=True)

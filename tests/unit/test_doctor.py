@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,11 +19,12 @@ from client.cli import main
 from client.doctor import Finding, Subject, examine
 from client.launch import Launch, check_launch, parse_address, partition_id_of, supernode_command
 from client.measure import largest_fitting
-from client.memory import available_bytes, parse_size, peak_bytes, resident_bytes
+from client.memory import available_bytes, parse_size, peak_bytes, resident_bytes, supernode_bytes
 from client.node import NodeSettings
 from client.workload import forward_flops
 from common.errors import UserError
 from server.keys import KeyFolder, create_fleet_keys
+from tests.conftest import ROOT
 from tests.unit.image_files import write_tree
 
 
@@ -211,6 +215,26 @@ def test_what_is_no_size(text: str) -> None:
 def test_memory_of_this_process() -> None:
     assert 0 < resident_bytes() <= peak_bytes()
     assert available_bytes() > 0
+
+
+def test_memory_of_the_supernode_that_started_this_process(tmp_path: Path) -> None:
+    """Two processes named as Flower's hold 64 MB and 32 MB, and the interpreter's own, below 60."""
+    child = "from client.memory import supernode_bytes; print(supernode_bytes())"
+    start = "import subprocess, sys; held = bytearray({} * 10**6); subprocess.run({}, check=True)"
+    for name, held, command in (
+        ("flower-superexec", 32, ["-c", child]),
+        ("flower-supernode", 64, [str(tmp_path / "flower-superexec")]),
+    ):
+        (tmp_path / name).write_text(start.format(held, [sys.executable, *command]))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "flower-supernode")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+    )
+    assert 96e6 < int(done.stdout) < 156e6
+    assert supernode_bytes() == 0
 
 
 def test_the_largest_batch() -> None:
