@@ -101,6 +101,8 @@ class RunConfig(Section):
     """The run folder; empty: runs/<dataset>-<model>-<time>."""
     resume: str = setting("")
     """Folder of a run that was killed, to go on after its last finished round; empty: a new run."""
+    tensorboard: bool = setting(False)
+    """Write TensorBoard logs into the run folder as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

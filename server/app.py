@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from server.split_plot import plot_split
 from server.stages import calibrate, copied_state, train_quantized, warm_up
 from server.strategy import check_mixed_bits, required_replies
 from server.summary import RunFacts, summarise
+from server.tensorboard_log import TensorBoardLog
 
 app = ServerApp()
 
@@ -131,6 +133,7 @@ def _federate(
     started -= checkpoints.earlier.get("wall_seconds", 0.0)
     check_mixed_bits(config)
     min_devices = required_replies(config)
+    tensorboard = TensorBoardLog(run_folder) if config.run.tensorboard else None
     accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
     data = config.data
     dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
@@ -145,10 +148,16 @@ def _federate(
         registry.traffic.add(Traffic(**checkpoints.earlier.get("query_traffic", {})))
         checkpoints.restore_files()
         kept_bytes = checkpoints.kept_bytes
-        with Recorder(
-            run_folder, config, annotate, kept_bytes=kept_bytes, listener=log_reply
-        ) as recorder:
+        listeners = [log_reply, *([tensorboard.add] if tensorboard else [])]
+        with (
+            Recorder(
+                run_folder, config, annotate, kept_bytes=kept_bytes, listeners=listeners
+            ) as recorder,
+            tensorboard or nullcontext(),
+        ):
             events.open()
+            if tensorboard:
+                tensorboard.replay(recorder.rounds)
             session = Session(
                 config=config,
                 courier=courier,

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,7 +66,7 @@ class Recorder:
         config: written as config.yaml, by section.
         annotate: asked what else belongs into every line and into the summary.
         kept_bytes: of metrics.jsonl, where a run goes on: what comes after them is cut off.
-        listener: is given every new line.
+        listeners: are given every new line, in this order.
 
     Raises:
         UserError: if the folder can't be written or is not empty.
@@ -79,13 +79,13 @@ class Recorder:
         annotate: Annotate = no_annotation,
         *,
         kept_bytes: int | None = None,
-        listener: Listener | None = None,
+        listeners: Iterable[Listener] = (),
     ) -> None:
         if kept_bytes is None:
             check_run_folder(folder)
         self.folder = folder
         self._annotate = annotate
-        self._listener = listener
+        self._listeners = tuple(listeners)
         self.rounds: list[dict[str, Any]] = []
         """The lines of all rounds so far."""
         try:
@@ -132,8 +132,8 @@ class Recorder:
         self._file.flush()
         self._num_bytes += len(content)
         self._digest.update(content)
-        if self._listener:
-            self._listener(line)
+        for listener in self._listeners:
+            listener(line)
         return line
 
     def sync(self) -> tuple[int, str]:

@@ -37,7 +37,7 @@ MODEL_FILES = (
     *(f"{n}-{bits}bit.fqrc" for n in ("best", "last") for bits in QUANTIZED_BITS),
 )
 VERSION = 1
-FREE_SETTINGS = ("run.out", "run.resume")
+FREE_SETTINGS = ("run.out", "run.resume", "run.tensorboard")
 """Settings that may differ between a run and its continuation."""
 
 _STATE, _STRATEGY = "state/", "strategy/"
