@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from simulations.engine_options import prepare_process
+
 
 def add_throughput_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command ``throughput`` to a command line."""
@@ -47,6 +49,8 @@ def _positive(text: str) -> int:
 
 
 def _throughput(options: argparse.Namespace) -> int:
+    prepare_process(options)
+
     # Imported late: other commands need neither Flower nor this.
     from simulations.runner import default_workers
     from simulations.throughput.run import compare

@@ -29,7 +29,7 @@ pathlib.Path(result).write_text(json.dumps(dataclasses.asdict(run(*map(int, numb
 """
 """Not a module's own ``__main__``, which every worker process would import again."""
 
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 1.0
 """Between two looks at the memory."""
 
 FEWEST_FITS = 200
