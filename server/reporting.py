@@ -57,7 +57,12 @@ class EventReporter:
             self.inner.start(config, run_folder)
 
     def stage(self, name: Stage, num_rounds: int) -> None:
-        log_event("stage-started", stage=name.value, num_rounds=num_rounds)
+        log_event(
+            "stage-started",
+            f"stage {name}: {num_rounds} round(s)",
+            stage=name.value,
+            num_rounds=num_rounds,
+        )
         if self.inner:
             self.inner.stage(name, num_rounds)
 
