@@ -238,7 +238,7 @@ def _train_on_coresets(
         teacher=teacher,
         teacher_outputs=teacher_outputs,
         coreset=load_coreset(records, len(images)),
-        generator=torch_generator(seed, "train-quantized", request.round_index, partition_id),
+        generator=torch_generator(seed, "train-quantized", *_position(request, device)),
         selection_generator=lambda epoch: torch_generator(seed, "select", epoch, partition_id),
         on_coreset=lambda coreset: save_coreset(records, coreset),
         on_progress=on_progress,
@@ -274,9 +274,7 @@ def _encode(
     if federation.update_format == "codes":
         payload = encode_codes(state, quantized_weights(student), metadata)
     elif federation.update_format == "delta":
-        generator = numpy_generator(
-            config.run.seed, "rounding", request.round_index, device.partition_id
-        )
+        generator = numpy_generator(config.run.seed, "rounding", *_position(request, device))
         payload, lost = encode_delta(
             state,
             base,
@@ -288,6 +286,12 @@ def _encode(
     else:
         payload = encode_float(state, "float32", metadata)
     return payload, lost if federation.error_feedback else {}
+
+
+def _position(request: TrainRequest, device: Device) -> tuple[int, ...]:
+    """Where a random stream of this request begins; asked again with one model, elsewhere."""
+    again = (request.repetition,) if request.repetition else ()
+    return request.round_index, device.partition_id, *again
 
 
 def _task(config: Config, request: TrainRequest, *, epochs: int) -> TrainingTask:

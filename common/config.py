@@ -74,7 +74,11 @@ STRATEGIES = (
     "multikrum",
     "bulyan",
     "qfedavg",
+    "fedbuff",
 )
+
+ASYNCHRONOUS = "fedbuff"
+"""The strategy without common rounds: every device trains from the model it was last sent."""
 
 
 SCORING_COST = 0.4
@@ -286,9 +290,9 @@ class StrategyConfig(Section):
     """How updates become one model; a parameter that the strategy does not have is ignored."""
 
     name: str = setting("fedavg", choices=STRATEGIES)
-    """Flower's strategy that the decoded updates are handed to."""
+    """Flower's strategy that the decoded updates are handed to; or fedbuff: asynchronous."""
     server_learning_rate: float = setting(1.0, above=0.0)
-    """fedavgm; also fedadam, fedyogi and fedadagrad (eta), where 0.01 is a usual value."""
+    """fedavgm, fedbuff; also fedadam, fedyogi and fedadagrad (eta), where 0.01 is a usual value."""
     server_momentum: float = setting(0.9, minimum=0.0, maximum=0.999)
     """fedavgm."""
     beta_1: float = setting(0.9, minimum=0.0, maximum=0.9999)
@@ -307,6 +311,12 @@ class StrategyConfig(Section):
     """multikrum: updates that are averaged."""
     fairness_q: float = setting(0.1, minimum=0.0)
     """qfedavg: 0 is plain averaging, larger is fairer."""
+    buffer_size: int = setting(5, minimum=1)
+    """fedbuff: good updates that make a round."""
+    concurrency: int = setting(10, minimum=1)
+    """fedbuff: devices that train at the same time (federation.fraction is not used)."""
+    max_staleness: int = setting(20, minimum=0)
+    """fedbuff: rounds that an update's base may be behind; an older one is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,6 +451,8 @@ class Config:
                 f"quantization.weight-bits = {self.quantization.weight_bits} among them (the "
                 f"bit-width that the run is judged by)"
             )
+        if self.strategy.name == ASYNCHRONOUS:
+            self._check_asynchronous()
         is_float = self.quantization.weight_bits == FLOAT_BITS
         if is_float and self.federation.update_format == "codes":
             raise UserError(
@@ -494,6 +506,29 @@ class Config:
         """The same with another quantization.weight-bits."""
         quantization = dataclasses.replace(self.quantization, weight_bits=weight_bits)
         return dataclasses.replace(self, quantization=quantization)
+
+    def _check_asynchronous(self) -> None:
+        """What buffered, asynchronous aggregation does not go with."""
+        name = f"strategy.name = '{ASYNCHRONOUS}'"
+        if self.run.resume:
+            raise UserError(
+                f"run.resume = '{self.run.resume}': expected none with {name} (a checkpoint does "
+                f"not hold what devices are training on)"
+            )
+        if self.fleet.over_selection != 1:
+            raise UserError(
+                f"fleet.over-selection = {self.fleet.over_selection:g}: expected 1 with {name} "
+                f"(strategy.concurrency says how many devices train)"
+            )
+        if self.federation.mixed_bits:
+            raise UserError(
+                f"federation.mixed-bits = {self.federation.mixed_bits!r}: expected none with {name}"
+            )
+        if self.strategy.concurrency > self.data.num_devices:
+            raise UserError(
+                f"strategy.concurrency = {self.strategy.concurrency}: expected at most "
+                f"data.num-devices = {self.data.num_devices}"
+            )
 
     @property
     def _is_paced(self) -> bool:

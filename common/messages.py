@@ -111,6 +111,8 @@ class TrainRequest:
     """Weight of FedProx's proximal term."""
     weight_bits: int = 0
     """Bit-width to train at; 0: that of the run."""
+    repetition: int = 0
+    """How often the device was asked with this model before: it draws other numbers each time."""
 
     def to_record(self) -> RecordDict:
         """The request as Flower records."""
@@ -123,6 +125,8 @@ class TrainRequest:
             "proximal-mu": self.proximal_mu,
             **_bits_field(self.weight_bits),
         }
+        if self.repetition:
+            fields["repetition"] = self.repetition
         return _pack(REQUEST, fields, {"model": self.model, "teacher": self.teacher})
 
     @classmethod
@@ -139,6 +143,7 @@ class TrainRequest:
             teacher=payloads.get("teacher", b""),
             proximal_mu=float(fields["proximal-mu"]),  # type: ignore[arg-type]
             weight_bits=int(fields.get(WEIGHT_BITS, 0)),  # type: ignore[arg-type]
+            repetition=int(fields.get("repetition", 0)),  # type: ignore[arg-type]
         )
 
 

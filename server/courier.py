@@ -8,6 +8,7 @@ to a device that answers that it lost it.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,11 @@ from flwr.serverapp import Grid
 from common.clock import Clock, WallClock
 from common.messages import REPLY, REQUEST, Status, TrainRequest, message_bytes
 from server.foreign_text import printable
+
+POLL_SECONDS = 1.0
+"""Between two looks for what may have come."""
+
+TEACHER_STILL_MISSING = "asks for the teacher although it was sent"
 
 
 @dataclass
@@ -54,6 +60,24 @@ class Exchange:
         return total
 
 
+@dataclass(kw_only=True)
+class _Posted:
+    """A message that is under way on its own."""
+
+    message: Message
+    """As it was posted, without the teacher."""
+    exchange: Exchange
+    """What came of it so far."""
+    expires: float
+    """When it is given up, by the courier's clock."""
+    is_second: bool = False
+    """Whether it was sent again, with the teacher that the node had lost."""
+
+    @property
+    def node_id(self) -> int:
+        return self.message.metadata.dst_node_id
+
+
 class Courier:
     """Sends messages through a grid and waits for their replies.
 
@@ -72,6 +96,9 @@ class Courier:
         self._teacher_nodes: set[int] = set()
         self.forgetful_nodes: set[int] = set()
         """Nodes that said that they lost what a query told them: started anew, for example."""
+        self._posted: dict[str, _Posted] = {}
+        """Message id -> a message that is under way on its own."""
+        self._settled: deque[Exchange] = deque()
 
     def set_teacher(self, teacher_hash: str, payload: bytes) -> None:
         """Deliver this teacher with requests that name ``teacher_hash``."""
@@ -96,7 +123,7 @@ class Courier:
             again = [m for m in messages if m.metadata.dst_node_id in lost]
             still_lost = self._send([_new_message(m, m.content) for m in again], result)
             for node_id in still_lost:
-                result.failures[node_id] = "asks for the teacher although it was sent"
+                result.failures[node_id] = TEACHER_STILL_MISSING
         return result
 
     def _send(self, messages: list[Message], result: Exchange) -> set[int]:
@@ -114,19 +141,77 @@ class Courier:
             if node_id not in result.traffic:
                 continue
             waiting.discard(node_id)
-            if not reply.has_content():
-                result.failures[node_id] = _first_line(reply.error.reason)
-                continue
-            result.traffic[node_id].upload_bytes += message_bytes(reply)
-            if _status(reply.content) == Status.NO_INPUT_SPEC.value:
-                self.forgetful_nodes.add(node_id)
-            if self._misses_teacher(node_id, reply.content):
+            if self._receive(node_id, reply, result):
                 lost.add(node_id)
-            else:
-                result.replies.append(reply)
         for node_id in waiting:
-            result.failures[node_id] = f"no reply within {self.timeout_seconds:g} s"
+            result.failures[node_id] = self._no_reply()
         return lost
+
+    def post(self, message: Message) -> None:
+        """Send a message without waiting; what comes of it is for `collect`."""
+        self._push(_Posted(message=message, exchange=Exchange(), expires=0.0))
+
+    def collect(self) -> Exchange:
+        """Wait until one of the messages that were posted is answered or given up; what came of it.
+
+        Empty where no message is under way. Replies that are there together come one by one, in
+        the order in which the grid gives them.
+        """
+        while self._posted and not self._settled:
+            received = list(self.grid.pull_messages(list(self._posted)))
+            for reply in received:
+                posted = self._posted.pop(reply.metadata.reply_to_message_id, None)
+                if posted is not None:
+                    self._settle(posted, reply)
+            self._give_up()
+            if not received and not self._settled:
+                self.clock.sleep(POLL_SECONDS)
+        return self._settled.popleft() if self._settled else Exchange()
+
+    def _push(self, posted: _Posted) -> None:
+        (outgoing,) = self._with_teacher([posted.message], posted.exchange)
+        message_id = next(iter(self.grid.push_messages([outgoing])), None)
+        if message_id is None:
+            posted.exchange.failures[posted.node_id] = "the message could not be sent"
+            self._settled.append(posted.exchange)
+        else:
+            posted.expires = self.clock.now() + self.timeout_seconds
+            self._posted[message_id] = posted
+
+    def _settle(self, posted: _Posted, reply: Message) -> None:
+        is_lost = self._receive(posted.node_id, reply, posted.exchange)
+        if is_lost and not posted.is_second:
+            again = _new_message(posted.message, posted.message.content)
+            self._push(dataclasses.replace(posted, message=again, is_second=True))
+            return
+        if is_lost:
+            posted.exchange.failures[posted.node_id] = TEACHER_STILL_MISSING
+        self._settled.append(posted.exchange)
+
+    def _give_up(self) -> None:
+        """Messages whose time is over, by more than a poll: an emulation ends them itself."""
+        now = self.clock.now()
+        for message_id, posted in list(self._posted.items()):
+            if now > posted.expires + POLL_SECONDS:
+                del self._posted[message_id]
+                posted.exchange.failures[posted.node_id] = self._no_reply()
+                self._settled.append(posted.exchange)
+
+    def _receive(self, node_id: int, reply: Message, result: Exchange) -> bool:
+        """Add a node's reply to ``result``, or say True where it misses the teacher."""
+        if not reply.has_content():
+            result.failures[node_id] = _first_line(reply.error.reason)
+            return False
+        result.traffic[node_id].upload_bytes += message_bytes(reply)
+        if _status(reply.content) == Status.NO_INPUT_SPEC.value:
+            self.forgetful_nodes.add(node_id)
+        if self._misses_teacher(node_id, reply.content):
+            return True
+        result.replies.append(reply)
+        return False
+
+    def _no_reply(self) -> str:
+        return f"no reply within {self.timeout_seconds:g} s"
 
     def _with_teacher(self, messages: list[Message], result: Exchange) -> list[Message]:
         """The messages, with the teacher's payload where it is due; their bytes are counted.

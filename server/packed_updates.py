@@ -118,7 +118,9 @@ class PackedUpdates(FedAvg):
         self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
         requests = {}
         for bits in groups:
-            payload, base = self._pack(self.plan.entries.view(state, bits))
+            payload, base = pack_model(
+                self.plan.entries.view(state, bits), self.plan.downlink_format
+            )
             requests[bits] = TrainRequest(
                 stage=self.plan.stage,
                 round_index=server_round - 1,
@@ -221,7 +223,7 @@ class PackedUpdates(FedAvg):
         self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
         contents = {}
         for bits in groups:
-            payload, _ = self._pack(self.plan.entries.view(state, bits))
+            payload, _ = pack_model(self.plan.entries.view(state, bits), self.plan.downlink_format)
             contents[bits] = EvaluateRequest(
                 stage=self.plan.stage,
                 round_index=server_round - 1,
@@ -271,16 +273,6 @@ class PackedUpdates(FedAvg):
         names = [name for name in self.plan.update_shapes if name not in self.plan.entries.own]
         return [name for name in names if is_learned(name)] if self.learned_only else names
 
-    def _pack(self, state: State) -> tuple[bytes, State]:
-        """The model's payload in the downlink format, and the state that it decodes to."""
-        if self.plan.downlink_format == "int8":
-            payload = encode_int8(state, {})
-        else:
-            payload = encode_float(state, self.plan.downlink_format, {})
-        if self.plan.downlink_format == "float32":
-            return payload, state
-        return payload, decode_state(payload)
-
 
 def _float_message(chunks: ArrayRecord, reply: Reply, weight: float) -> Message:
     """A good reply in the form that Flower's strategies read."""
@@ -324,6 +316,17 @@ def from_chunks(chunks: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> S
         name: piece.reshape(shape)
         for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
     }
+
+
+def pack_model(state: State, downlink_format: str) -> tuple[bytes, State]:
+    """The model's payload in the downlink format, and the state that it decodes to."""
+    if downlink_format == "int8":
+        payload = encode_int8(state, {})
+    else:
+        payload = encode_float(state, downlink_format, {})
+    if downlink_format == "float32":
+        return payload, state
+    return payload, decode_state(payload)
 
 
 def payload_hash(payload: bytes) -> str:

@@ -17,13 +17,10 @@ from common.errors import UserError
 from common.events import log_event
 from common.messages import WEIGHT_BITS, Reply, Status
 from common.seeding import numpy_generator
-from server.courier import Courier, Traffic
+from server.courier import POLL_SECONDS, Courier, Traffic
 from server.foreign_text import printable
 from server.grid_view import GridView
 from server.replies import MAX_EXAMPLES
-
-POLL_SECONDS = 1.0
-"""Between two looks for new devices."""
 
 QUERY_ATTEMPTS = 3
 """Queries to a node that answers with errors before it is given up."""

@@ -51,6 +51,8 @@ class RefusalKind(StrEnum):
     WRONG_DEVICE = "wrong-device"
     DUPLICATE = "duplicate"
     WRONG_ROUND = "wrong-round"
+    STALE = "stale"
+    """Made from a model that is too many rounds old (asynchronous training)."""
     DIVERGED = "diverged"
     NO_DATA = "no-data"
     NO_INPUT_SPEC = "no-input-spec"

@@ -12,7 +12,7 @@ from flwr.app import Message, MessageType
 from common.messages import Reply, Stage, message_bytes
 from common.updates import encode_float
 from server.aggregation import State, training_metrics
-from server.courier import Exchange
+from server.courier import Exchange, Traffic
 from server.registry import RegisteredDevice
 from server.replies import Judgement, Refusal, RefusalKind
 
@@ -54,19 +54,51 @@ def round_line(
         for device in sample
         if device.partition_id in good
     )
-    total = exchange.total()
+    return round_totals(
+        stage,
+        number,
+        judgement,
+        exchange.total(),
+        num_asked=len(sample),
+        good_bytes=good_bytes,
+        float32_bytes=float32_bytes,
+    )
+
+
+def round_totals(
+    stage: Stage,
+    number: int,
+    judgement: Judgement,
+    total: Traffic,
+    *,
+    num_asked: int,
+    good_bytes: int,
+    float32_bytes: int,
+) -> dict[str, Any]:
+    """One round's figures from its sums.
+
+    Args:
+        stage: of the run.
+        number: of the round in its stage, from 1.
+        judgement: of all devices that were asked.
+        total: bytes of all messages.
+        num_asked: devices that were asked.
+        good_bytes: the part of the uploaded bytes that is good replies'.
+        float32_bytes: size of a good reply, did it carry a float32 update.
+    """
     # Only good replies surely hold a whole update; the others count as they are.
     other_bytes = total.upload_bytes - good_bytes
+    num_accepted = len(judgement.accepted)
     return {
         "kind": "round",
         "stage": stage.value,
         "round": number,
-        "num_asked": len(sample),
-        "num_accepted": len(good),
+        "num_asked": num_asked,
+        "num_accepted": num_accepted,
         "refused": refusal_counts(judgement.refused),
         **training_metrics(judgement.accepted),
         **asdict(total),
-        "float32_upload_bytes": other_bytes + len(good) * float32_bytes,
+        "float32_upload_bytes": other_bytes + num_accepted * float32_bytes,
     }
 
 

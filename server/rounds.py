@@ -142,12 +142,7 @@ def run_stage(
         line["skipped"] = aggregated is None
         if session.accountant:
             line |= session.accountant.record(line, num_devices=len(session.registry.devices))
-        if evaluate and (number == plan.num_rounds or number % config.evaluation.interval == 0):
-            before_evaluation = time.perf_counter()
-            line |= evaluate(state).figures()
-            line["evaluation_seconds"] = time.perf_counter() - before_evaluation
-        if device_interval and number % device_interval == 0:
-            line |= _evaluate_on_devices(session, strategy, state, number)
+        line |= measure(session, strategy, state, number, evaluate, device_interval)
         line["round_seconds"] = time.perf_counter() - started
         line = session.recorder.write(line)
         session.save_checkpoint(number, state, strategy, float32_bytes=float32_bytes)
@@ -158,6 +153,26 @@ def run_stage(
             f"replies and a finite result{'; ' + problem if problem else ''}"
         )
     return state
+
+
+def measure(
+    session: Session,
+    strategy: PackedUpdates,
+    state: State,
+    number: int,
+    evaluate: Evaluate | None,
+    device_interval: int,
+) -> dict[str, Any]:
+    """Figures of the global state after round ``number`` (from 1), where they are due."""
+    figures: dict[str, Any] = {}
+    is_last = number == strategy.plan.num_rounds
+    if evaluate and (is_last or number % session.config.evaluation.interval == 0):
+        started = time.perf_counter()
+        figures |= evaluate(state).figures()
+        figures["evaluation_seconds"] = time.perf_counter() - started
+    if device_interval and number % device_interval == 0:
+        figures |= _evaluate_on_devices(session, strategy, state, number)
+    return figures
 
 
 def _evaluate_on_devices(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from common.config import ASYNCHRONOUS
 from common.messages import Stage
 from common.models import model_state
 from common.qat import activation_step_names
 from server.aggregation import State
+from server.asynchronous import run_asynchronous_stage
 from server.global_model import BestKeeper, GlobalModel
 from server.packed_updates import StagePlan
 from server.privacy import GaussianMechanism
@@ -76,16 +78,16 @@ def train_quantized(
         lifts_codes=config.federation.update_format == "codes",
         weighs_by_error=config.federation.bit_weighting == "error",
     )
-    strategy = make_strategy(config.strategy, plan, learning_rate=config.training.learning_rate)
     earlier = of_stage(session.recorder.rounds, Stage.QUANTIZED)
     best_so_far = max((line.get("accuracy", -1.0) for line in earlier), default=-1.0)
-    return run_stage(
-        session,
-        strategy,
-        state,
-        evaluate=BestKeeper(model, session.recorder.folder, best_so_far).evaluate,
-        device_interval=config.evaluation.device_interval,
-    )
+    evaluate = BestKeeper(model, session.recorder.folder, best_so_far).evaluate
+    device_interval = config.evaluation.device_interval
+    if config.strategy.name == ASYNCHRONOUS:
+        return run_asynchronous_stage(
+            session, plan, state, evaluate=evaluate, device_interval=device_interval
+        )
+    strategy = make_strategy(config.strategy, plan, learning_rate=config.training.learning_rate)
+    return run_stage(session, strategy, state, evaluate=evaluate, device_interval=device_interval)
 
 
 def copied_state(model: GlobalModel) -> State:

@@ -4,7 +4,7 @@ Server optimizers (fedavgm, fedadam, fedyogi, fedadagrad, qfedavg) act on what i
 weights' scale: weights, biases, batch normalisation's affine parameters. Its running statistics
 and the quantizer steps are averaged plainly, whatever the strategy: momentum would drive a
 variance below zero, and Adam's step of fixed size is not a quantizer step's. All other strategies
-see every entry.
+see every entry. FedBuff is none of Flower's: server.asynchronous.
 """
 
 from __future__ import annotations

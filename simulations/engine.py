@@ -48,6 +48,9 @@ class LocalGrid(Grid):
         node_config: Partition id -> more of that node's config.
         state_folder: Where the nodes' states are kept between messages, removed by `close`; None:
             in a temporary folder.
+        in_order: `pull_messages` waits for the reply to the first of the messages that it is asked
+            for and gives that one alone. What a server does then is the same for any number of
+            workers.
 
     Raises:
         ImportError, AttributeError, TypeError: if there is no ClientApp at ``client_app``.
@@ -64,6 +67,7 @@ class LocalGrid(Grid):
         on_reply: ReplyListener | None = None,
         node_config: Mapping[int, Mapping[str, bool | int | float | str]] | None = None,
         state_folder: Path | None = None,
+        in_order: bool = False,
     ) -> None:
         _identify_as_server()
         self._run = Run.create_empty(RUN_ID)
@@ -85,6 +89,7 @@ class LocalGrid(Grid):
             shutil.rmtree(self._state_folder, ignore_errors=True)
             raise
         self._num_nodes = num_nodes
+        self._in_order = in_order
         self._on_reply = on_reply or (lambda num_replies, num_messages: None)
         self._message_numbers = itertools.count(1)
         self._replies: dict[str, Message] = {}
@@ -149,7 +154,9 @@ class LocalGrid(Grid):
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that are there by now; each is given once."""
+        """The replies that are there by now, or, in order, the first one; each is given once."""
+        if self._in_order:
+            return self._take(self._wait_for(message_ids))
         while outcomes := self._pool.collect(timeout=0.0):
             self._keep(outcomes)
         return self._take(message_ids)
@@ -171,6 +178,16 @@ class LocalGrid(Grid):
                 self._on_reply(len(message_ids) - len(missing), len(message_ids))
         self._pool.cancel(missing)
         return self._take(message_ids)
+
+    def _wait_for(self, message_ids: Iterable[str]) -> list[str]:
+        """The first of the ids, once its reply is there or nothing is being run any more."""
+        first = list(message_ids)[:1]
+        while not self._replies.keys() >= set(first):
+            outcomes = self._pool.collect(None)
+            if not outcomes:
+                break
+            self._keep(outcomes)
+        return first
 
     def _stamp(self, message: Message) -> str:
         """Give a message its id; Flower's own grids set it in the same way."""

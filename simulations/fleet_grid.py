@@ -21,12 +21,14 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from client.deadline import round_deadline
 from common.config import Config
 from common.devices import TaskCost, task_cost
 from common.errors import UserError
 from common.messages import NUM_EXAMPLES, REQUEST, Reply, Stage, message_bytes
 from simulations.clock import VirtualClock
 from simulations.emulation import Attempt, Emulation, Fate, doomed, require_possible, settle
+from simulations.fleet_task import FleetTask
 from simulations.worker import FIRST_NODE_ID
 from simulations.workload import Workload
 
@@ -37,7 +39,8 @@ class FleetGrid(Grid):
     """Emulated hardware around the grid of an engine.
 
     Args:
-        grid: runs the messages; its nodes are numbered by partition id from `FIRST_NODE_ID`.
+        grid: runs the messages; its nodes are numbered by partition id from `FIRST_NODE_ID`. For
+            messages that are pushed, it has to wait for the reply that it is asked for.
         emulation: the devices.
         config: of the run.
         workload: what tasks compute.
@@ -67,8 +70,14 @@ class FleetGrid(Grid):
         self._num_samples: dict[int, int] = {}
         """Partition id -> training images, from the replies to queries."""
         self._numbers = itertools.count(1)
-        self._figures: dict[tuple[Stage, int, int], dict[str, Any]] = {}
-        """(Stage, round index, partition id) -> figures of the devices that were asked."""
+        self._figures: dict[int, dict[str, Any]] = {}
+        """Partition id -> figures of a device that was asked, until its line is written."""
+        self._told: list[dict[str, Any]] = []
+        """The figures of the device lines since the last round line."""
+        self._tasks: dict[str, FleetTask] = {}
+        """Message id -> what a device is doing on its own."""
+        self._num_tasks: Counter[int] = Counter()
+        """Partition id -> tasks of its own so far."""
         self._round_start = 0.0
         self._away: list[int] = []
         self._participation: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -138,7 +147,7 @@ class FleetGrid(Grid):
         )
         self.clock.sleep(round_seconds)
         for attempt in settled:
-            self._record(stage, round_index, attempt, round_seconds)
+            self._record(attempt, round_seconds)
         fates = {FIRST_NODE_ID + attempt.partition_id: attempt for attempt in settled}
         return [
             replies[node_id]
@@ -190,15 +199,12 @@ class FleetGrid(Grid):
             if FIRST_NODE_ID + partition_id not in there
         ]
 
-    def _record(
-        self, stage: Stage, round_index: int, attempt: Attempt, round_seconds: float
-    ) -> None:
+    def _record(self, attempt: Attempt, round_seconds: float) -> None:
         energy = self.emulation.spend(attempt, round_seconds)
         profile = self.emulation.profile(attempt.partition_id)
         self._participation[profile.class_name][attempt.fate] += 1
-        key = (stage, round_index, attempt.partition_id)
-        before = self._figures.get(key, {})
-        self._figures[key] = {
+        before = self._figures.get(attempt.partition_id, {})
+        self._figures[attempt.partition_id] = {
             "device_class": profile.class_name,
             "fate": attempt.fate.value,
             "virtual_seconds": before.get("virtual_seconds", 0.0) + attempt.virtual_seconds,
@@ -210,17 +216,20 @@ class FleetGrid(Grid):
 
     def _dropped(self, message: Message, attempt: Attempt, round_seconds: float) -> Message:
         """The error in place of a reply that the server does not get."""
-        if not message.metadata.message_id:
-            # It was not handed to the engine, which numbers what it sends.
-            message.metadata.__dict__["_message_id"] = f"dropped-{next(self._numbers)}"
+        self._number(message)
         took = f"{attempt.virtual_seconds:.4g} virtual seconds"
         reasons = {
-            Fate.LATE: f"late: at least {took}, the deadline is {self.config.fleet.deadline:g}",
+            Fate.LATE: f"late: at least {took}, the deadline is {round_deadline(self.config):g}",
             Fate.SURPLUS: f"surplus: {took}, enough others took {round_seconds:.4g}",
             Fate.FAILED: f"broke off after {took}",
         }
         reason = reasons.get(attempt.fate, "the device failed")
         return Message(Error(code=ErrorCode.NODE_UNAVAILABLE, reason=reason), reply_to=message)
+
+    def _number(self, message: Message) -> None:
+        """Give an id to a message that is not handed to the engine, which numbers what it sends."""
+        if not message.metadata.message_id:
+            message.metadata.__dict__["_message_id"] = f"dropped-{next(self._numbers)}"
 
     def annotate(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Virtual figures of a recorded line (a `server.recorder.Annotate`)."""
@@ -234,7 +243,8 @@ class FleetGrid(Grid):
         partition_id = line["partition_id"]
         class_name = self.emulation.profile(partition_id).class_name
         if line["task"] == "train":
-            return self._figures[Stage(line["stage"]), line["round"] - 1, partition_id]
+            self._told.append(self._figures.pop(partition_id))
+            return self._told[-1]
         if self._evaluated_round != (line["stage"], line["round"]):
             self._evaluated_round = (line["stage"], line["round"])
             self._evaluated.clear()
@@ -244,8 +254,7 @@ class FleetGrid(Grid):
 
     def _round_figures(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Of a round and the waiting for devices before it; forgets the devices' figures."""
-        figures = list(self._figures.values())
-        self._figures.clear()
+        figures, self._told = self._told, []
         now = self.clock.now()
         passed, self._round_start = now - self._round_start, now
         result = {
@@ -334,21 +343,70 @@ class FleetGrid(Grid):
         """A message of the grid."""
         return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Not emulated: rounds are.
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Have devices train, each on its own, from now on; see `FleetTask`.
 
-        Raises:
-            NotImplementedError: always.
+        Args:
+            messages: train requests.
         """
-        raise NotImplementedError("an emulated fleet answers send_and_receive alone")
+        messages = list(messages)
+        sizes = _message_sizes(messages)
+        for message in messages:
+            task = self._start(message, sizes[message.metadata.dst_node_id])
+            if task.is_known:
+                self._number(message)
+            else:
+                self.grid.push_messages([message])
+            self._tasks[message.metadata.message_id] = task
+        self._note_away({task.message.metadata.dst_node_id for task in self._tasks.values()})
+        return [message.metadata.message_id for message in messages]
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Not emulated: rounds are.
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The reply, or the error in its place, that comes first: virtual time passes until then.
 
-        Raises:
-            NotImplementedError: always.
+        Empty where none of these messages is waited for.
         """
-        raise NotImplementedError("an emulated fleet answers send_and_receive alone")
+        message_ids = list(message_ids)
+        while tasks := [self._tasks[key] for key in message_ids if key in self._tasks]:
+            first = min(tasks, key=lambda task: task.order)
+            message_id = first.message.metadata.message_id
+            if first.is_known:
+                del self._tasks[message_id]
+                return [self._finish(first)]
+            (reply,) = self.grid.pull_messages([message_id])
+            least = first.attempt.cost
+            first.learn(reply, self._cost(first.stage, least, first.download_bytes, reply))
+        return []
+
+    def _start(self, message: Message, download_bytes: int) -> FleetTask:
+        partition_id = message.metadata.dst_node_id - FIRST_NODE_ID
+        stage = Stage(str(message.content.config_records[REQUEST]["stage"]))
+        self._require_possible(stage, download_bytes, self.config.fleet.deadline)
+        number = self._num_tasks[partition_id]
+        self._num_tasks[partition_id] += 1
+        delay = float(self.emulation.delays(stage, number)[partition_id])
+        least = self._least_cost(stage, partition_id, download_bytes)
+        cost = replace(least, virtual_delay_seconds=delay)
+        fails_after = float(self.emulation.failures(stage, number)[partition_id])
+        return FleetTask(
+            message=message,
+            stage=stage,
+            download_bytes=download_bytes,
+            starts=self.clock.now(),
+            limit=round_deadline(self.config),
+            attempt=Attempt(
+                partition_id=partition_id,
+                cost=cost,
+                fails_after=fails_after * cost.virtual_seconds,
+            ),
+        )
+
+    def _finish(self, task: FleetTask) -> Message:
+        self.clock.sleep(max(0.0, task.ends - self.clock.now()))
+        self._record(task.attempt, task.virtual_seconds)
+        if task.attempt.fate is Fate.TRAINED and task.reply is not None:
+            return task.reply
+        return self._dropped(task.message, task.attempt, task.virtual_seconds)
 
 
 def _partition_of(message: Message) -> int:

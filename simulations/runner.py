@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.config import ASYNCHRONOUS
 from common.errors import UserError
 from common.settings import Scalar
 from server.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
@@ -86,6 +87,7 @@ def _run_locally(
         on_reply=reporter.replied,
         node_config=emulated.node_config() if emulated else None,
         state_folder=device_folder(run_folder),
+        in_order=config.strategy.name == ASYNCHRONOUS,
     ) as grid:
         # Imported now: it takes seconds, in which the workers do the same.
         if emulated is not None:

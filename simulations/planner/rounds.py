@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from client.coreset import STUDENT_FREE
 from client.selection import first_scored_epoch, needs_teacher_outputs
-from common.config import Config, pool_factor
+from common.config import ASYNCHRONOUS, Config, pool_factor
 from common.devices import DeviceProfile, task_cost, task_joules
 from common.errors import UserError
 from common.messages import Stage
 from common.seeding import numpy_generator
-from server.registry import POLL_SECONDS
+from server.courier import POLL_SECONDS
 from server.strategy import required_replies
 from simulations.emulation import Attempt, Emulation, require_possible
 from simulations.fleet import check_fleet
@@ -75,6 +75,11 @@ class FleetPlan:
         """Devices by class and fate, over all rounds."""
         self.seconds_sum = np.zeros(len(self.profiles))
         """Virtual seconds of the replies that were used, by class."""
+        if config.strategy.name == ASYNCHRONOUS:
+            raise UserError(
+                f"a plan is of rounds that devices begin together: expected another strategy.name "
+                f"than '{ASYNCHRONOUS}'"
+            )
         if config.coreset.adaptive or config.training.partial_work:
             raise UserError(
                 "a plan does not foresee what devices make of coreset.adaptive and "

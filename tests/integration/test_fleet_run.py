@@ -1,4 +1,4 @@
-"""``python -m simulations run --fleet``: two runs with one seed, in virtual time."""
+"""``python -m simulations run --fleet``: two runs with one seed, in virtual time; with FedBuff."""
 
 from __future__ import annotations
 
@@ -66,3 +66,82 @@ def test_the_run_folder_tells_of_virtual_time(runs: tuple[FinishedRun, Path]) ->
     assert summary["fleet"] == "flaky"
     for name in ("virtual.png", "timeline.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+FEDBUFF: dict[str, object] = {
+    "strategy.name": "fedbuff",
+    "strategy.concurrency": 4,
+    "strategy.buffer-size": 3,
+    "federation.num-rounds": 5,
+    "evaluation.device-interval": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def buffered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Four devices of four speeds, all of them training all the time: in this process, one after
+    the other, and in two worker processes."""
+    folder = tmp_path_factory.mktemp("fedbuff")
+    fleet = folder / "four-speeds.yaml"
+    fleet.write_text(four_speeds())
+    second = simulate(folder / "second", "--fleet", str(fleet), "--workers", "2", **FEDBUFF)
+    assert second.exit_code == 0, second.errors
+    first = folder / "first"
+    settings = {**TINY_FEDERATION, **FEDBUFF, "fleet.name": fleet, "run.out": first}
+    scenario = load_scenario("digits", [f"{key}={value}" for key, value in settings.items()])
+    with ConsoleReporter(Console(file=io.StringIO())) as reporter:
+        run_scenario(scenario, reporter, num_workers=0)
+    return first, second.folder
+
+
+def four_speeds() -> str:
+    """0.2 to 1.6 GFLOP/s; 10^6 bytes a second down, a quarter of it up, 0.25 s either way."""
+    shared = (
+        "memory-mb: 1000, uplink-mbits: 2, downlink-mbits: 8, latency-seconds: 0.25, "
+        "training-watts: 5, idle-watts: 1, radio-watts: 3"
+    )
+    rates = (0.2, 0.4, 0.8, 1.6)
+    classes = [f"  c{rate}: {{count: 1, training-gflops: {rate}, {shared}}}" for rate in rates]
+    return "\n".join(["classes:", *classes, ""])
+
+
+def test_fedbuff_does_not_depend_on_the_workers(buffered: tuple[Path, Path]) -> None:
+    first, second = buffered
+    assert figures(first) == figures(second)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_fedbuff_by_arithmetic(buffered: tuple[Path, Path]) -> None:
+    """With as many tasks as devices, a device is asked again at the moment of its answer, so that
+    its answers come at the sums of its own durations. Three answers make a step; who answers k
+    steps after it was asked is k steps old."""
+    lines = [line for line in figures(buffered[0]) if line.get("task") != "evaluate"]
+    (warmup,) = [x for x in lines if x["kind"] == "round" and x["stage"] == "float"]
+    arrivals = dict.fromkeys(range(4), warmup["virtual_clock_seconds"])
+    asked_at = dict.fromkeys(range(4), 0)
+    num_steps, now, staleness = 0, 0.0, list[int]()
+    for line in (line for line in lines if line["stage"] == "quantized"):
+        if line["kind"] == "round":
+            assert line["virtual_clock_seconds"] == pytest.approx(now, abs=1e-9)
+            assert len(staleness) == line["num_accepted"] == 3
+            assert line["mean_staleness"] == pytest.approx(sum(staleness) / 3)
+            assert line["max_staleness"] == max(staleness)
+            staleness.clear()
+            continue
+        device = line["partition_id"]
+        download = 0.25 + line["download_bytes"] / 1e6
+        upload = 0.25 + 4 * line["upload_bytes"] / 1e6
+        assert line["virtual_download_seconds"] == pytest.approx(download, abs=1e-9)
+        assert line["virtual_upload_seconds"] == pytest.approx(upload, abs=1e-9)
+        seconds = download + line["virtual_compute_seconds"] + upload
+        assert line["virtual_seconds"] == pytest.approx(seconds, abs=1e-9)
+        arrivals[device] += line["virtual_seconds"]
+        assert arrivals[device] >= now, "answers come in the order of time"
+        now = arrivals[device]
+        assert line["staleness"] == num_steps - asked_at[device]
+        staleness.append(line["staleness"])
+        num_steps += len(staleness) == 3
+        asked_at[device] = num_steps
+    assert num_steps == 5
+    assert max(line.get("max_staleness", 0) or 0 for line in lines) > 0

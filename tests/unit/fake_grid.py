@@ -35,6 +35,8 @@ class FakeGrid(Grid):
         self.answer = answer
         self.partition_ids = list(partition_ids)
         self.sent: list[Message] = []
+        self.pushed: dict[str, Message] = {}
+        """Message id -> the reply, until it is pulled."""
         self._numbers = itertools.count(1)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -77,10 +79,15 @@ class FakeGrid(Grid):
         raise NotImplementedError
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
+        messages = list(messages)
+        for message in messages:
+            replies = list(self.send_and_receive([message]))
+            if replies:
+                self.pushed[message.metadata.message_id] = replies[0]
+        return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
+        return [self.pushed.pop(key) for key in message_ids if key in self.pushed]
 
 
 def query_reply(partition_id: int, *, emulated: int = 0) -> Reply:

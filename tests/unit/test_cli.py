@@ -131,6 +131,7 @@ def test_list_names_and_describes_the_scenarios(capsys: pytest.CaptureFixture[st
         "private",
         "stragglers-adaptive",
         "stragglers-drop",
+        "stragglers-fedbuff",
         "stragglers-partial",
         "stragglers-quarc",
         "stragglers-wait",

@@ -196,6 +196,16 @@ class TestSectionsTogether:
 
 
 class TestSections:
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("run.resume", "runs/a"), ("fleet.over-selection", 1.5), ("strategy.concurrency", 11)],
+    )
+    def test_what_asynchronous_training_does_not_go_with(self, key: str, value: Any) -> None:
+        """Ten devices."""
+        Config.from_flat({key: value})
+        with pytest.raises(UserError, match=f"{key} = '?{value}'?: expected"):
+            Config.from_flat({key: value, "strategy.name": "fedbuff"})
+
     def test_a_section_checks_itself(self) -> None:
         with pytest.raises(UserError, match=r"quantization\.weight-bits = 16"):
             QuantizationConfig(weight_bits=16)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
+from common.clock import Clock
 from common.messages import Reply, Stage, Status, TrainRequest, message_bytes
 from server.courier import Courier
+from simulations.clock import VirtualClock
 from tests.unit.fake_grid import FakeGrid, node_id_of
 
 TEACHER = b"the teacher's payload" * 10
@@ -43,9 +45,11 @@ class Devices:
         return Reply(partition_id=partition_id, teacher_hash=request.teacher_hash, update=b"u" * 50)
 
 
-def make_courier(answer: object, num_devices: int = 2) -> tuple[Courier, FakeGrid]:
+def make_courier(
+    answer: object, num_devices: int = 2, clock: Clock | None = None
+) -> tuple[Courier, FakeGrid]:
     grid = FakeGrid(answer, range(num_devices))  # type: ignore[arg-type]
-    courier = Courier(grid, timeout_seconds=5.0)
+    courier = Courier(grid, timeout_seconds=5.0, clock=clock)
     courier.set_teacher("t1", TEACHER)
     return courier, grid
 
@@ -142,3 +146,52 @@ def test_nothing_to_send_sends_nothing() -> None:
     courier, grid = make_courier(Devices())
     exchange = courier.exchange([])
     assert (grid.sent, exchange.replies, exchange.total().upload_bytes) == ([], [], 0)
+
+
+class TestPosting:
+    def test_every_message_is_an_exchange_of_its_own(self) -> None:
+        courier, _ = make_courier(Devices())
+        messages = train_messages(2)
+        for message in messages:
+            courier.post(message)
+        for number, message in enumerate(messages):
+            exchange = courier.collect()
+            (reply,) = exchange.replies
+            assert reply.metadata.src_node_id == node_id_of(number)
+            (traffic,) = exchange.traffic.values()
+            assert traffic.upload_bytes == message_bytes(reply)
+            assert traffic.teacher_bytes == len(TEACHER)
+            assert traffic.download_bytes > message_bytes(message)
+        assert courier.collect() == type(exchange)()
+
+    def test_a_lost_teacher_is_sent_again(self) -> None:
+        """Believed at device 0, which answers that it has none: two messages, one exchange."""
+        courier, grid = make_courier(Devices())
+        courier.believe_teacher_at([node_id_of(0)])
+        courier.post(train_messages(1)[0])
+        exchange = courier.collect()
+        sent = [TrainRequest.from_record(message.content).teacher for message in grid.sent]
+        assert sent == [b"", TEACHER]
+        assert len(exchange.replies) == 1
+        assert exchange.traffic[node_id_of(0)].download_bytes == sum(map(message_bytes, grid.sent))
+
+    def test_a_device_that_keeps_on_losing_it_is_no_endless_loop(self) -> None:
+        lost = Reply(partition_id=0, status=Status.TEACHER_MISSING, reason="lost")
+        courier, grid = make_courier(lambda *_: lost)
+        courier.post(train_messages(1)[0])
+        failures = courier.collect().failures
+        assert failures == {node_id_of(0): "asks for the teacher although it was sent"}
+        assert len(grid.sent) == 2
+
+    def test_silence_is_given_up(self) -> None:
+        """After 5 s, seen at the first look that is more than a second later: at 7 s. The
+        device that fails is heard of at once."""
+        clock = VirtualClock()
+        answers = {0: None, 1: Error(0, "it broke\nand more")}
+        courier, _ = make_courier(lambda partition_id, _: answers[partition_id], clock=clock)
+        for message in train_messages(2):
+            courier.post(message)
+        assert courier.collect().failures == {node_id_of(1): "it broke"}
+        assert clock.now() == 0.0
+        assert courier.collect().failures == {node_id_of(0): "no reply within 5 s"}
+        assert clock.now() == 7.0

@@ -200,6 +200,16 @@ def test_replies_can_be_pulled_once(grid: LocalGrid) -> None:
     assert grid.pull_messages(message_ids) == []
 
 
+def test_in_order_replies_come_as_they_are_asked_for() -> None:
+    """Partition 0 answers last, and first of all when it is asked for first."""
+    with _grid(2, num_nodes=2, in_order=True) as grid:
+        first, second = grid.push_messages(_messages(grid, "query.sleep"))
+        for message_ids in ([first, second], [second, first]):
+            (reply,) = grid.pull_messages(message_ids)
+            assert reply.metadata.reply_to_message_id == message_ids[0]
+        assert grid.pull_messages([first]) == []
+
+
 def test_a_message_to_nobody_is_refused(grid: LocalGrid) -> None:
     with pytest.raises(ValueError, match="node 6: expected a node id from 2 to 5"):
         grid.push_messages([Message(RecordDict(), 6, "train")])

@@ -60,6 +60,17 @@ class Nodes(FakeGrid):
             replies.append(Message(answer.to_record(), reply_to=message))
         return replies
 
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Trained at once; the reply is kept until it is asked for."""
+        messages = list(messages)
+        for reply in self.send_and_receive(messages):
+            self.pushed[reply.metadata.reply_to_message_id] = reply
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        (message_id,) = message_ids
+        return [self.pushed.pop(message_id)]
+
     def trained(self) -> list[int]:
         """Partition ids of the devices that were trained for real."""
         return [
@@ -227,6 +238,102 @@ class TestDropping:
         assert [m.metadata.src_node_id for m in exchange.replies] == [FIRST_NODE_ID + 1]
         assert exchange.failures[FIRST_NODE_ID].startswith("broke off")
         assert exchange.failures[FIRST_NODE_ID + 2].startswith("late")
+
+
+class TestTasks:
+    """Devices on their own: pushed, and pulled one by one."""
+
+    def pull(self, grid: FleetGrid, ids: list[str]) -> Message:
+        (reply,) = grid.pull_messages(ids)
+        ids.remove(reply.metadata.reply_to_message_id)
+        return reply
+
+    def again(self, grid: FleetGrid, ids: list[str], partition_id: int) -> Message:
+        (message,) = [m for m in train_messages(2) if m.metadata.dst_node_id == partition_id + 2]
+        ids += grid.push_messages([message])
+        return message
+
+    def test_the_order_of_events_by_hand(self) -> None:
+        """Device 0 computes for 4 s, device 1 for 1 s; both transfer for little over 0.5 s. Device
+        1, asked again at once, answers at about 1.5, 3 and 4.5 s; device 0 at 4.5 s. Its reply is
+        as long, its transfers are the same: 4 s of computing come to less than three times 1.5."""
+        grid, _ = make_grid(profile(0.1), profile(0.4))
+        assert FIRST_NODE_ID == 2
+        messages = train_messages(2)
+        ids = grid.push_messages(messages)
+        assert grid.clock.now() == 0.0
+        order, times = [], []
+        for _ in range(4):
+            reply = self.pull(grid, ids)
+            partition_id = reply.metadata.src_node_id - FIRST_NODE_ID
+            order.append(partition_id)
+            times.append(grid.clock.now())
+            self.again(grid, ids, partition_id)
+        slow, quick = (by_hand(gflops, messages[0], reply) for gflops in (0.1, 0.4))
+        assert 2 * quick < slow < 3 * quick
+        assert order == [1, 1, 0, 1]
+        assert times == pytest.approx([quick, 2 * quick, slow, 3 * quick], abs=1e-9)
+
+    def test_figures_of_devices_and_rounds(self) -> None:
+        """Device 1 has answered twice, device 0 not yet: 2 s of computing at 5 W, transfers at 3 W,
+        and nobody waits for anybody."""
+        grid, _ = make_grid(profile(0.1), profile(0.4))
+        ids = grid.push_messages(train_messages(2))
+        lines = []
+        for _ in range(2):
+            reply = self.pull(grid, ids)
+            message = self.again(grid, ids, 1)
+            lines.append(grid.annotate(device_line(1)))
+        once = by_hand(0.4, message, reply)
+        joules = 5 * 1.0 + 3 * (once - 1.0)
+        assert [line["virtual_seconds"] for line in lines] == pytest.approx([once, once])
+        assert [line["joules"] for line in lines] == pytest.approx([joules, joules])
+        figures = grid.annotate({"kind": "round", "stage": "quantized", "round": 1})
+        assert figures["virtual_seconds"] == pytest.approx(2 * once, abs=1e-9)
+        assert figures["joules"] == pytest.approx(2 * joules)
+        assert figures["fates"] == {"trained": 2}
+
+    def test_the_deadline_is_each_devices_own(self) -> None:
+        """Device 0 would take 4.5 s, known once it has trained; device 1, asked again at 1.5 s, has
+        until 4.5 s."""
+        grid, nodes = make_grid(profile(0.1), profile(0.4), **{"fleet.deadline": 3.0})
+        ids = grid.push_messages(train_messages(2))
+        assert self.pull(grid, ids).has_content()
+        self.again(grid, ids, 1)
+        late = self.pull(grid, ids)
+        assert reason(late).startswith("late: at least 4.5")
+        assert grid.clock.now() == 3.0
+        assert grid.annotate(device_line(0))["fate"] == "late"
+        assert self.pull(grid, ids).has_content()
+        assert nodes.trained() == [0, 1, 1]
+
+    def test_who_fails_or_is_late_for_certain_is_not_trained(self) -> None:
+        grid, nodes = make_grid(
+            profile(0.4, failure_rate=1.0), profile(0.001), **{"fleet.deadline": 3.0}
+        )
+        ids = grid.push_messages(train_messages(2))
+        failed, late = self.pull(grid, ids), self.pull(grid, ids)
+        assert reason(failed).startswith("broke off after")
+        assert reason(late).startswith("late: at least 4.5")
+        assert nodes.trained() == []
+        assert grid.pull_messages(["1"]) == []
+
+    def test_the_server_gives_up_after_its_own_timeout(self) -> None:
+        grid, _ = make_grid(profile(0.1), **{"federation.round-timeout": 3.0})
+        courier = Courier(grid, timeout_seconds=3.0, clock=grid.clock)
+        courier.post(train_messages(1)[0])
+        assert courier.collect().failures[FIRST_NODE_ID].startswith("late: at least 4.5")
+
+    def test_every_task_waits_anew(self) -> None:
+        """Exponential delays of one device, whose rounds do not change: three of them differ."""
+        grid, _ = make_grid(profile(0.4), profile(0.4, mean_delay_seconds=5.0))
+        seconds = []
+        for _ in range(3):
+            ids: list[str] = []
+            self.again(grid, ids, 1)
+            self.pull(grid, ids)
+            seconds.append(grid.annotate(device_line(1))["virtual_seconds"])
+        assert len(set(seconds)) == 3
 
 
 class TestPresence:

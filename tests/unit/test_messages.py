@@ -59,6 +59,7 @@ class TestRoundTrips:
         teacher_hash=text,
         proximal_mu=st.floats(0, 10),
         weight_bits=st.sampled_from([0, 2, 8]),
+        repetition=st.integers(0, 100),
     )
     def test_train_request(self, **fields: Any) -> None:
         sent = request(**fields)

@@ -181,6 +181,10 @@ def test_impossible_plans_are_refused() -> None:
         make_plan(FleetClass(profile=replace(FAST, weight_bits=(8,)), count=1))
     with pytest.raises(UserError, match=r"coreset\.adaptive and training\.partial-work: expected"):
         make_plan(FleetClass(profile=FAST, count=1), coreset__adaptive=True)
+    with pytest.raises(UserError, match=r"another strategy\.name than 'fedbuff'"):
+        make_plan(
+            FleetClass(profile=FAST, count=1), strategy__name="fedbuff", strategy__concurrency=1
+        )
 
 
 def event_by_event(

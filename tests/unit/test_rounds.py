@@ -332,6 +332,11 @@ class TestUpdates:
         assert updates[0].update == updates[1].update
         assert updates[0].update != updates[2].update
 
+    def test_asked_again_a_device_draws_other_numbers(self, device: Device) -> None:
+        updates = [answer(make_config(), device, repetition=again).update for again in (0, 1, 1, 2)]
+        assert updates[1] == updates[2]
+        assert len(set(updates)) == 3
+
     def test_low_bit_formats_are_small(self, device: Device) -> None:
         """Nearly all values of resnet8 are two-bit codes, 1/16 of float32, or four-bit deltas, 1/8;
         names, shapes and what stays float are a few kB.

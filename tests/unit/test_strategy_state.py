@@ -10,10 +10,10 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from safetensors.numpy import load, save
 
-from common.config import STRATEGIES, StrategyConfig
+from common.config import StrategyConfig
 from common.messages import Stage
 from server.packed_updates import PackedUpdates, StagePlan
-from server.strategy import make_strategy
+from server.strategy import STRATEGIES, make_strategy
 from server.strategy_state import restore_strategy, strategy_state
 
 
