@@ -22,6 +22,7 @@ from client.selection import (
     needs_teacher_outputs,
     selection_at,
 )
+from client.teacher_views import TeacherViews
 from client.trainer import TrainingResult, TrainingTask, make_optimizer, proximal_anchors, train
 from common.augmentation import augment_batch
 from common.config import Config, CoresetConfig, pool_factor
@@ -66,6 +67,7 @@ def train_on_coresets(
     coreset: Coreset | None,
     generator: torch.Generator,
     selection_generator: Callable[[int], torch.Generator],
+    views: TeacherViews | None = None,
     on_coreset: Callable[[Coreset], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> QuarcResult:
@@ -82,6 +84,7 @@ def train_on_coresets(
         coreset: the one in use so far; None: none was chosen yet.
         generator: source of order and augmentation.
         selection_generator: epochs done -> source of what is random in a selection.
+        views: of the images, and the teacher's outputs on them that are kept; None: none are.
         on_coreset: called with every new coreset.
         on_progress: called in every step with the share of all epochs that is done.
 
@@ -117,10 +120,15 @@ def train_on_coresets(
                     num_scored += num_candidates
                 if needs_teacher_outputs(now.selection) and (is_first or pool_factor(config) > 0):
                     num_teacher_scored += num_candidates
+                if views is not None:
+                    views.forget()
                 if on_coreset is not None:
                     on_coreset(coreset)
         until_next = due_epoch(config, coreset) - epoch
-        part = replace(task, first_epoch=epoch, num_epochs=min(until_next, last_epoch - epoch))
+        num_epochs, view = min(until_next, last_epoch - epoch), None
+        if views is not None:
+            num_epochs, view = 1, views.at(coreset, epoch, dataset, augment=task.augment)
+        part = replace(task, first_epoch=epoch, num_epochs=num_epochs)
         with training:
             total = total + train(
                 student,
@@ -133,6 +141,7 @@ def train_on_coresets(
                 optimizer=optimizer,
                 anchors=anchors,
                 weights=_weights_by_image(coreset, len(images)),
+                view=view,
                 on_progress=on_progress,
             )
         epoch += part.num_epochs

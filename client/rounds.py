@@ -21,10 +21,13 @@ from client.state import (
     load_coreset,
     load_pace,
     load_residual,
+    load_teacher_views,
     save_coreset,
     save_pace,
     save_residual,
+    save_teacher_views,
 )
+from client.teacher_views import TeacherViews
 from client.trainer import DivergedError, TrainingResult, TrainingTask, train
 from common.config import Config, CoresetConfig
 from common.inference import predict_logits
@@ -132,6 +135,7 @@ def quantized_round(
     if _is_paced(config) and device.pace is None:
         save_pace(records, _measured_pace(outcome))
     coreset_size = len(outcome.coreset.indices)
+    kept = {"num-teacher-kept": outcome.training.num_kept} if config.training.teacher_views else {}
     metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
     return Reply(
         partition_id=device.partition_id,
@@ -143,6 +147,7 @@ def quantized_round(
             "select-seconds": outcome.select_seconds,
             "num-scored": outcome.num_scored,
             "num-teacher-scored": outcome.num_teacher_scored,
+            **kept,
         },
     )
 
@@ -229,7 +234,14 @@ def _train_on_coresets(
             return compute()
         return TeacherStore().outputs(request.teacher_hash, images, compute)
 
-    return train_on_coresets(
+    views = None
+    if config.training.teacher_views:
+        views = TeacherViews(
+            config.training.teacher_views,
+            lambda epoch, view: torch_generator(seed, "views", epoch, view, partition_id),
+            load_teacher_views(records),
+        )
+    outcome = train_on_coresets(
         coreset_config,
         task,
         device.train,
@@ -240,9 +252,13 @@ def _train_on_coresets(
         coreset=load_coreset(records, len(images)),
         generator=torch_generator(seed, "train-quantized", *_position(request, device)),
         selection_generator=lambda epoch: torch_generator(seed, "select", epoch, partition_id),
+        views=views,
         on_coreset=lambda coreset: save_coreset(records, coreset),
         on_progress=on_progress,
     )
+    if views is not None:
+        save_teacher_views(records, outcome.coreset, views.to_keep())
+    return outcome
 
 
 def _teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module | None:

@@ -35,6 +35,7 @@ KEPT_TEACHERS = 8
 
 INPUTS = "inputs"
 CORESET = "coreset"
+TEACHER_VIEWS = "teacher-views"
 RESIDUAL = "residual"
 PACE = "pace"
 
@@ -156,6 +157,27 @@ def save_coreset(records: RecordDict, coreset: Coreset) -> None:
         }
     )
     records[CORESET + "-info"] = ConfigRecord({"epoch": coreset.epoch})
+
+
+def load_teacher_views(records: RecordDict) -> dict[int, Tensor]:
+    """The teacher's logits [k, classes] on views of the kept coreset, by view."""
+    arrays = records.array_records.get(TEACHER_VIEWS)
+    if arrays is None or CORESET not in records:
+        return {}
+    # A round that failed may have left a new coreset beside the views of the one before.
+    infos = [records.config_records[name + "-info"] for name in (CORESET, TEACHER_VIEWS)]
+    if infos[0]["epoch"] != infos[1]["epoch"]:
+        return {}
+    # A copy: what is read from a record may not be written to.
+    return {int(view): torch.from_numpy(array.numpy().copy()) for view, array in arrays.items()}
+
+
+def save_teacher_views(records: RecordDict, coreset: Coreset, logits: Mapping[int, Tensor]) -> None:
+    """Remember the teacher's logits on views of ``coreset``, for the rounds to come."""
+    records[TEACHER_VIEWS] = ArrayRecord(
+        {str(view): Array.from_numpy_ndarray(values.numpy()) for view, values in logits.items()}
+    )
+    records[TEACHER_VIEWS + "-info"] = ConfigRecord({"epoch": coreset.epoch})
 
 
 def load_pace(records: RecordDict) -> Mapping[str, object]:

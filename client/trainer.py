@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from client.features import FeatureTap
 from client.losses import correction_loss, cross_entropy, distillation
 from client.optimizer import LeanSGD
+from client.teacher_views import TeacherView
 from common.augmentation import augment_batch
 from common.datasets import Dataset, ImageSet
 from common.inference import EVALUATION_BATCH, device_of
@@ -81,6 +83,8 @@ class TrainingResult:
     """Sum of the loss over all samples seen."""
     num_seen: int
     num_steps: int
+    num_kept: int = 0
+    """Of the samples seen, those whose teacher outputs were kept from an earlier epoch."""
 
     def __add__(self, other: TrainingResult) -> TrainingResult:
         """Both trainings together."""
@@ -88,6 +92,7 @@ class TrainingResult:
             loss_sum=self.loss_sum + other.loss_sum,
             num_seen=self.num_seen + other.num_seen,
             num_steps=self.num_steps + other.num_steps,
+            num_kept=self.num_kept + other.num_kept,
         )
 
     @property
@@ -108,6 +113,7 @@ def train(
     optimizer: torch.optim.SGD | None = None,
     anchors: Anchors | None = None,
     weights: Tensor | None = None,
+    view: TeacherView | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on ``images[indices]``.
@@ -127,6 +133,8 @@ def train(
         optimizer: of :func:`make_optimizer`, where momentum is to go on from an earlier call.
         anchors: of :func:`proximal_anchors`; None: ``model`` is the global one still.
         weights: [n] by image, mean 1 over ``indices``: how much each counts; None: all the same.
+        view: that all epochs show of the images, with the teacher's logits that are kept of it
+            (not with a correction); None: a new one in every epoch.
         on_progress: called in every step with the share of all rounds' epochs that is done.
 
     Raises:
@@ -144,7 +152,7 @@ def train(
     anchors = proximal_anchors(model, task) if anchors is None else anchors
     steps: list[Tensor] = [p for name, p in model.named_parameters() if name.endswith(STEP_SUFFIX)]
     model.train()
-    loss_sum, num_seen, num_steps = 0.0, 0, 0
+    loss_sum, num_seen, num_steps, num_kept = 0.0, 0, 0, 0
     with (
         FeatureTap(model, layers) as tap,
         FeatureTap(model if teacher is None else teacher, layers) as teacher_tap,
@@ -154,7 +162,12 @@ def train(
                 on_progress(progress)
             set_learning_rate(optimizer, schedule_factor(task.schedule, progress))
             inputs = augment_batch(
-                images.images, chosen, dataset, generator=generator, augment=task.augment
+                images.images,
+                chosen,
+                dataset,
+                generator=generator,
+                augment=task.augment,
+                crops=None if view is None else view.crops(chosen),
             )
             optimizer.zero_grad(set_to_none=True)
             value = 0.0
@@ -162,7 +175,14 @@ def train(
                 part_inputs = inputs[part].to(device)
                 if teacher is not None:
                     with torch.no_grad():
-                        teacher_logits = teacher(part_inputs)
+                        if view is None:
+                            teacher_logits = teacher(part_inputs)
+                        else:
+                            teacher_logits, is_kept = view.teacher_logits(
+                                chosen[part], partial(teacher, part_inputs)
+                            )
+                            teacher_logits = teacher_logits.to(device)
+                            num_kept += is_kept * len(part_inputs)
                         targets = teacher_tap.take()
                 logits = model(part_inputs)
                 counts = None if weights is None else weights[chosen[part]].to(device)
@@ -188,7 +208,9 @@ def train(
             num_seen += len(chosen)
             num_steps += 1
     require_finite(model)
-    return TrainingResult(loss_sum=loss_sum, num_seen=num_seen, num_steps=num_steps)
+    return TrainingResult(
+        loss_sum=loss_sum, num_seen=num_seen, num_steps=num_steps, num_kept=num_kept
+    )
 
 
 def batches(

@@ -7,6 +7,7 @@ padded with black, as by torchvision's RandomCrop before Normalize.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +24,7 @@ def augment_batch(
     *,
     generator: torch.Generator,
     augment: bool = True,
+    crops: Crops | None = None,
 ) -> Tensor:
     """The model's input for the images at ``indices``.
 
@@ -32,13 +34,17 @@ def augment_batch(
         dataset: how its images are normalised, cropped and flipped.
         generator: source of the augmentation; not used without it.
         augment: False: normalise only.
+        crops: of the b images, in place of random ones.
 
     Returns:
         float32 [b, channels, height, width], channels_last.
     """
     batch = images.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
     if augment:
-        batch = random_crop_flip(batch, generator, padding=dataset.crop_padding, flip=dataset.flip)
+        padding = dataset.crop_padding
+        if crops is None:
+            crops = draw_crops(len(indices), generator, padding=padding, flip=dataset.flip)
+        batch = crop_flip(batch, crops, padding=padding)
     return normalize(batch, dataset.mean, dataset.std)
 
 
@@ -60,6 +66,33 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     return torch.addcmul(shift, pixels, scale, out=pixels).view(shape).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Where images are cut out of their padded selves, and which are mirrored."""
+
+    top: Tensor
+    """int64 [b], 0 ... 2 padding."""
+    left: Tensor
+    """int64 [b], 0 ... 2 padding."""
+    mirrored: Tensor
+    """bool [b]."""
+
+    def __getitem__(self, places: Tensor) -> Crops:
+        """Those of the images at ``places`` [k]."""
+        return Crops(top=self.top[places], left=self.left[places], mirrored=self.mirrored[places])
+
+
+def draw_crops(
+    num_images: int, generator: torch.Generator, *, padding: int = 4, flip: bool = True
+) -> Crops:
+    """Random ones: two numbers an image for its offset and, with ``flip``, one for the flip."""
+    top, left = torch.randint(0, 2 * padding + 1, (2, num_images), generator=generator)
+    mirrored = torch.zeros(num_images, dtype=torch.bool)
+    if flip:
+        mirrored = torch.randint(0, 2, (num_images,), generator=generator).bool()
+    return Crops(top=top, left=left, mirrored=mirrored)
+
+
 def random_crop_flip(
     images: Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True
 ) -> Tensor:
@@ -67,16 +100,29 @@ def random_crop_flip(
 
     Args:
         images: uint8 [b, channels, height, width].
-        generator: source of offsets and flips; two numbers an image are drawn for the offset and,
-            with ``flip``, one for the flip.
+        generator: source of offsets and flips, see :func:`draw_crops`.
         padding: largest shift in pixels, each way; what comes in from outside is black (0).
         flip: whether images are mirrored.
 
     Returns:
         uint8 [b, channels, height, width], channels innermost in memory.
     """
+    crops = draw_crops(len(images), generator, padding=padding, flip=flip)
+    return crop_flip(images, crops, padding=padding)
+
+
+def crop_flip(images: Tensor, crops: Crops, *, padding: int) -> Tensor:
+    """Cut every image out of itself padded with black, and mirror some.
+
+    Args:
+        images: uint8 [b, channels, height, width].
+        crops: of these images.
+        padding: pixels added on each side.
+
+    Returns:
+        uint8 [b, channels, height, width], channels innermost in memory.
+    """
     num_images, num_channels, height, width = images.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, num_images), generator=generator).numpy()
     padded = np.zeros(
         (num_images, height + 2 * padding, width + 2 * padding, num_channels), dtype=np.uint8
     )
@@ -92,13 +138,13 @@ def random_crop_flip(
         (rows.strides[0], rows.strides[1], num_channels, rows.strides[1], 1),
         writeable=False,
     )
-    crops = windows[np.arange(num_images), top, left]
-    crops = crops.reshape(num_images, height, width, num_channels)
-    if flip:
-        chosen = torch.randint(0, 2, (num_images,), generator=generator).nonzero().squeeze(1)
-        mirrored = torch.from_numpy(crops).index_select(0, chosen).flip(2)
-        crops[chosen.numpy()] = mirrored.numpy()
-    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+    cut = windows[np.arange(num_images), crops.top.numpy(), crops.left.numpy()]
+    cut = cut.reshape(num_images, height, width, num_channels)
+    chosen = crops.mirrored.nonzero().squeeze(1)
+    if len(chosen):
+        mirrored = torch.from_numpy(cut).index_select(0, chosen).flip(2)
+        cut[chosen.numpy()] = mirrored.numpy()
+    return torch.from_numpy(cut).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)

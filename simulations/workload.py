@@ -23,7 +23,7 @@ class Workload:
 
         Args:
             stage: of the run.
-            metrics: of the reply: num-seen, num-scored, num-teacher-scored.
+            metrics: of the reply: num-seen, num-scored, num-teacher-scored, num-teacher-kept.
             num_samples: training images of the device.
         """
         seen = metrics.get("num-seen", 0)
@@ -35,6 +35,7 @@ class Workload:
             seen * self.training_step()
             + metrics.get("num-scored", 0) * self.flops.quantized_forward
             + metrics.get("num-teacher-scored", 0) * self.flops.float_forward
+            - metrics.get("num-teacher-kept", 0) * self.flops.float_forward
         )
 
     def least(self, stage: Stage, num_samples: int, num_classes: int) -> float:
@@ -54,7 +55,9 @@ class Workload:
         if coreset.selection != "full":
             slack = num_classes / 2 if coreset.balanced else 0.5
             size = max(min(1.0, num_samples), fraction * num_samples - slack)
-        return num_epochs * size * self.training_step()
+        # The teacher's outputs may all be kept from the rounds before.
+        kept = self.flops.float_forward if training.teacher_views else 0.0
+        return num_epochs * size * (self.training_step() - kept)
 
     def training_step(self) -> float:
         """Operations of a quantization-aware step on one image, the teacher's pass included."""

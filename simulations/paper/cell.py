@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
 from client.selection import draw_pool, needs_teacher_outputs
+from client.teacher_views import TeacherViews
 from client.trainer import DivergedError
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher
 from common.config import Config, DataConfig, ModelConfig
@@ -199,6 +200,7 @@ def _train(
         teacher=teacher.model,
         teacher_outputs=teacher_outputs,
         coreset=None,
+        views=_teacher_views(config),
         generator=torch_generator(seed, "train-quantized", 0, PARTITION),
         selection_generator=lambda epoch: torch_generator(seed, "select", epoch, PARTITION),
         on_progress=on_progress,
@@ -210,6 +212,15 @@ def _train(
         outcome,
         select_seconds=outcome.select_seconds + shared.seconds,
         select_cpu_seconds=outcome.select_cpu_seconds + shared.cpu_seconds,
+    )
+
+
+def _teacher_views(config: Config) -> TeacherViews | None:
+    if not config.training.teacher_views:
+        return None
+    return TeacherViews(
+        config.training.teacher_views,
+        lambda epoch, view: torch_generator(config.run.seed, "views", epoch, view, PARTITION),
     )
 
 

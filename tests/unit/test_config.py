@@ -169,16 +169,16 @@ class TestSectionsTogether:
 
     def test_a_pool_by_its_share_of_the_time(self) -> None:
         """A tenth of the time for scoring, nine for 18 epochs: what 2 epochs cost, and of scoring,
-        at 0.4 of an image trained on, 5 coresets."""
-        assert pool_factor(CoresetConfig(pool_share=0.1, interval=18)) == pytest.approx(5.0)
+        at half of an image trained on, 4 coresets."""
+        assert pool_factor(CoresetConfig(pool_share=0.1, interval=18)) == pytest.approx(4.0)
         assert pool_factor(CoresetConfig(pool=3.0, interval=18)) == 3.0
         assert pool_factor(CoresetConfig()) == 0.0
 
     def test_a_pool_by_its_share_holds_the_coreset(self) -> None:
-        """A tenth of the time pays for 0.83 coresets every 3 epochs (3 / 9 / 0.4), 1.1 every 4."""
-        Config(coreset=CoresetConfig(pool_share=0.1, interval=4))
-        with pytest.raises(UserError, match=r"pool-share = 0\.1.*interval = 3 .*0\.83 times"):
-            Config(coreset=CoresetConfig(pool_share=0.1, interval=3))
+        """A tenth of the time pays for 0.89 coresets every 4 epochs (4 / 9 / 0.5), 1.1 every 5."""
+        Config(coreset=CoresetConfig(pool_share=0.1, interval=5))
+        with pytest.raises(UserError, match=r"pool-share = 0\.1.*interval = 4 .*0\.89 times"):
+            Config(coreset=CoresetConfig(pool_share=0.1, interval=4))
         with pytest.raises(UserError, match=r"pool-share = 0\.1: .*coreset\.pool = 2\.0"):
             Config(coreset=CoresetConfig(pool_share=0.1, pool=2.0, interval=18))
 

@@ -9,7 +9,16 @@ from simulations.paper.grid import select_cells
 from simulations.paper.grid_file import load_grid, shipped_grids
 from tests.unit.grid_files import GRID, make_grid
 
-SHIPPED = ["bits", "correction", "paper-cifar100", "paper-imagenet", "selection", "time"]
+SHIPPED = [
+    "bits",
+    "correction",
+    "paper-cifar100",
+    "paper-imagenet",
+    "selection",
+    "selection-forms",
+    "time",
+    "views",
+]
 
 
 def test_cells_are_every_combination_seed_by_seed(tmp_path: Path) -> None:

@@ -234,6 +234,16 @@ class TestCoreset:
             epochs.append(coreset.epoch)
         assert epochs == [0, 0, 2, 2]
 
+    def test_teacher_outputs_on_its_views_outlive_the_round(self, device: Device) -> None:
+        """One epoch a round, two views, a new coreset after three rounds: the teacher is needed in
+        rounds 0 and 1, its outputs are there in round 2, and round 3 begins anew."""
+        config = make_config(coreset__interval=3, training__teacher_views=2)
+        records, kept = RecordDict(), []
+        for round_index in range(4):
+            metrics = answer(config, device, records, round_index=round_index).metrics
+            kept.append(metrics["num-teacher-kept"] / metrics["num-seen"])
+        assert kept == [0, 0, 1, 0]
+
     def test_is_chosen_anew_within_a_round(self, device: Device) -> None:
         """Round 1 of three epochs is epochs 3, 4, 5; every two epochs from there: 3 and 5."""
         config, records = (

@@ -18,8 +18,10 @@ from client.state import (
     TeacherStore,
     load_coreset,
     load_residual,
+    load_teacher_views,
     save_coreset,
     save_residual,
+    save_teacher_views,
 )
 from common.checkpoints import content_hash
 
@@ -238,6 +240,19 @@ class TestRecords:
         loaded = load_coreset(records, 10)
         assert loaded is not None
         assert (loaded.indices.tolist(), loaded.epoch) == ([2], 5)
+
+    def test_teacher_outputs_belong_to_their_coreset(self) -> None:
+        records = RecordDict()
+        assert load_teacher_views(records) == {}
+        coreset = Coreset(indices=torch.tensor([1, 4]), epoch=2)
+        save_coreset(records, coreset)
+        save_teacher_views(records, coreset, {0: torch.ones(2, 3), 3: torch.zeros(2, 3)})
+        loaded = load_teacher_views(records)
+        assert sorted(loaded) == [0, 3]
+        assert torch.equal(loaded[0], torch.ones(2, 3))
+        loaded[0][0] = 7.0  # what is not known yet is filled in
+        save_coreset(records, Coreset(indices=torch.tensor([1, 4]), epoch=5))
+        assert load_teacher_views(records) == {}
 
     def test_a_coreset_of_images_that_are_gone_is_forgotten(self) -> None:
         records = RecordDict()

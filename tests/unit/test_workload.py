@@ -29,6 +29,11 @@ class TestReply:
         done = workload(training__loss="ce").of_reply(Stage.QUANTIZED, self.METRICS, 50)
         assert done == 50_000 + 700 + 3
 
+    def test_outputs_of_the_teacher_that_were_kept_cost_nothing(self) -> None:
+        """6 of 10 images: 50,010 - 6 + 700 + 3."""
+        metrics = {**self.METRICS, "num-teacher-kept": 6}
+        assert workload().of_reply(Stage.QUANTIZED, metrics, 50) == 50_707
+
     def test_a_warm_up_round(self) -> None:
         assert workload().of_reply(Stage.FLOAT, self.METRICS, 50) == 300
 
@@ -47,6 +52,10 @@ class TestLeast:
     def test_all_images_are_known_exactly(self) -> None:
         least = workload(coreset__selection="full").least(Stage.QUANTIZED, 200, 4)
         assert least == 200 * 5001
+
+    def test_the_teacher_may_not_be_needed(self) -> None:
+        kept = workload(coreset__selection="full", training__teacher_views=3)
+        assert kept.least(Stage.QUANTIZED, 200, 4) == 200 * 5000
 
     def test_one_image_is_the_least(self) -> None:
         assert workload().least(Stage.QUANTIZED, 5, 4) == 5001
