@@ -8,11 +8,13 @@ is what the sender wrote there: here it has to be who was asked.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
 from google.protobuf.message import DecodeError
 
@@ -40,35 +42,60 @@ class GuardedGrid(GridView):
     A poll takes one request to the SuperLink for each reply that is still due.
     """
 
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self._due: dict[str, Message] = {}
+        """Message id -> what was sent and is not answered, without its content."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        message_ids = list(self.grid.push_messages(messages))
+        for message_id, message in zip(message_ids, messages, strict=False):
+            if message_id:  # empty where the SuperLink did not take the message
+                self._due[message_id] = _without_content(message)
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [reply for message_id in message_ids for reply in self._pull(message_id)]
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        messages = list(messages)
-        # An id is empty where the SuperLink did not take the message.
-        due = dict(zip(self.push_messages(messages), messages, strict=False))
-        due.pop("", None)
+        due = [message_id for message_id in self.push_messages(messages) if message_id]
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         while True:
-            for message_id in list(due):
-                if received := self._pull(message_id, due[message_id]):
-                    replies += received
-                    del due[message_id]
+            replies += self.pull_messages(due)
+            due = [message_id for message_id in due if message_id in self._due]
             if not due or (deadline is not None and time.monotonic() >= deadline):
                 return replies
             time.sleep(POLL_SECONDS)
 
-    def _pull(self, message_id: str, message: Message) -> list[Message]:
+    def _pull(self, message_id: str) -> list[Message]:
+        """The reply to one message, if it is there."""
+        message = self._due.get(message_id)
+        if message is None:
+            return []
         try:
-            received = list(self.pull_messages([message_id]))
+            received = list(self.grid.pull_messages([message_id]))
         except UNREADABLE as error:
+            del self._due[message_id]
             return [_failure(message, f"can't be read: {type(error).__name__}: {error}")]
+        if received:
+            del self._due[message_id]
         return [
             reply
             if _is_answer(reply, message_id, message)
             else _failure(message, "poses as another device's")
             for reply in received
         ]
+
+
+def _without_content(message: Message) -> Message:
+    """A copy that an error reply can be made to: an answer that never comes holds no model."""
+    emptied = copy.copy(message)
+    emptied.content = RecordDict()
+    return emptied
 
 
 def _is_answer(reply: Message, message_id: str, message: Message) -> bool:

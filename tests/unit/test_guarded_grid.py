@@ -123,3 +123,17 @@ def test_who_does_not_answer_is_waited_for_until_the_timeout(
     superlink.PullMessages = lambda request: PullAppMessagesResponse()  # type: ignore[method-assign]
     replies = GuardedGrid(http_grid(superlink)).send_and_receive(requests(11, 12), timeout=0.05)
     assert list(replies) == []
+
+
+def test_messages_that_are_pulled_one_by_one_are_guarded_as_well() -> None:
+    """The asynchronous server pushes and pulls; every reply comes once."""
+    grid = GuardedGrid(http_grid(FakeSuperLink(broken=(12,))))
+    asked = requests(11, 12)
+    first, second = grid.push_messages(asked)
+    (failure,) = grid.pull_messages([second])
+    assert failure.metadata.src_node_id == 12
+    assert failure.has_error()
+    (reply,) = grid.pull_messages([first, second])
+    assert reply.content["metrics"]["m"] == 11  # type: ignore[index]
+    assert list(grid.pull_messages([first, second])) == []
+    assert all("c" in message.content for message in asked)
