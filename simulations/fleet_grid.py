@@ -16,16 +16,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from client.deadline import round_deadline
 from common.config import Config
 from common.devices import TaskCost, task_cost
 from common.errors import UserError
 from common.messages import NUM_EXAMPLES, REQUEST, Reply, Stage, message_bytes
+from server.grid_view import GridView
 from simulations.clock import VirtualClock
 from simulations.emulation import Attempt, Emulation, Fate, doomed, require_possible, settle
 from simulations.fleet_task import FleetTask
@@ -35,7 +35,7 @@ from simulations.workload import Workload
 CLASS_ACCURACY = "class_accuracy"
 
 
-class FleetGrid(Grid):
+class FleetGrid(GridView):
     """Emulated hardware around the grid of an engine.
 
     Args:
@@ -60,7 +60,7 @@ class FleetGrid(Grid):
         clock: VirtualClock,
         unable: Collection[int] = (),
     ) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self.emulation = emulation
         self.config = config
         self.workload = workload
@@ -322,26 +322,6 @@ class FleetGrid(Grid):
             self._evaluated[name].update(counts)
         stage, number = state["evaluated_round"]
         self._evaluated_round = (stage, number)
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the grid."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of the grid."""
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message of the grid."""
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Have devices train, each on its own, from now on; see `FleetTask`.
