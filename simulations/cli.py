@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from common.errors import UserError
+from simulations.arguments import add_settings_argument
 from simulations.bench.command import add_bench_command
 from simulations.comparison.command import add_compare_command, add_report_command
 from simulations.engine_options import add_engine_options, prepare_process, run_with
@@ -50,15 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run a federation on this machine")
     run.add_argument("scenario", metavar="SCENARIO", help="a name from `list`, or a YAML file")
-    run.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="replace settings of the scenario, for example data.alpha=0.1",
-    )
+    add_settings_argument(run, "replace settings of the scenario, for example data.alpha=0.1")
     run.add_argument("--out", metavar="DIR", help="new or empty folder for the results")
     run.add_argument(
         "--fleet",

@@ -9,6 +9,8 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from simulations.arguments import at_least
+
 if TYPE_CHECKING:
     from simulations.console import ConsoleReporter
     from simulations.scenario import Scenario
@@ -27,7 +29,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         metavar="N",
-        type=_count,
+        type=at_least(0),
         help="devices emulated at the same time; 0: one, in this process (default: every CPU)",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and all logs")
@@ -55,12 +57,6 @@ def run_with(options: argparse.Namespace, scenario: Scenario, reporter: ConsoleR
         num_workers=default_workers() if options.workers is None else options.workers,
         debug=options.debug,
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 0, not {text!r}")
-    return int(text)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

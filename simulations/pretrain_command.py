@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from common.config import DATASETS, MODELS
+from simulations.arguments import add_settings_argument
 
 
 def add_pretrain_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,14 +24,8 @@ def add_pretrain_command(commands: argparse._SubParsersAction[argparse.ArgumentP
     pretrain.add_argument(
         "--out", metavar="FILE", type=Path, required=True, help="checkpoint, .safetensors"
     )
-    pretrain.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="settings, for example training.learning-rate=0.2 run.threads=2",
+    add_settings_argument(
+        pretrain, "settings, for example training.learning-rate=0.2 run.threads=2"
     )
     pretrain.add_argument(
         "--device", metavar="NAME", help="torch device (default: cuda if there is one, else cpu)"

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from simulations.arguments import add_settings_argument, seed_list
 from simulations.engine_options import add_engine_options, prepare_process, run_with
 
 
@@ -25,16 +26,10 @@ def add_compare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "scenarios", metavar="SCENARIO", nargs="+", help="a name from `list`, or a YAML file"
     )
     compare.add_argument(
-        "--seeds", metavar="LIST", type=_seeds, help="as 0,1,2 (default: the scenario's)"
+        "--seeds", metavar="LIST", type=seed_list, help="as 0,1,2 (default: the scenario's)"
     )
-    compare.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="settings of all scenarios, for example 'coreset.selection=[quarc, random]'",
+    add_settings_argument(
+        compare, "settings of all scenarios, for example 'coreset.selection=[quarc, random]'"
     )
     compare.add_argument(
         "--out", metavar="DIR", required=True, type=Path, help="new folder, or to go on with"
@@ -70,15 +65,6 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="also show what it took to reach this Top-1",
     )
-
-
-def _seeds(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise argparse.ArgumentTypeError(
-            f"expected different whole numbers, as 0,1,2, not {text!r}"
-        )
-    return [int(part) for part in parts]
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from simulations.arguments import add_settings_argument, seed_list
+
 
 def add_paper_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command ``paper`` to a command line."""
@@ -19,17 +21,11 @@ def add_paper_command(commands: argparse._SubParsersAction[argparse.ArgumentPars
         "--table", metavar="NAME", required=True, help="a shipped grid, or a YAML file"
     )
     paper.add_argument(
-        "--seeds", metavar="LIST", type=_seeds, default=[0, 1, 2], help="default: 0,1,2"
+        "--seeds", metavar="LIST", type=seed_list, default=[0, 1, 2], help="default: 0,1,2"
     )
     paper.add_argument("--out", metavar="DIR", help="results folder (default: runs/paper/NAME)")
-    paper.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="settings of every cell, for example quantization.activation-bits=4",
+    add_settings_argument(
+        paper, "settings of every cell, for example quantization.activation-bits=4"
     )
     paper.add_argument(
         "--only",
@@ -45,15 +41,6 @@ def add_paper_command(commands: argparse._SubParsersAction[argparse.ArgumentPars
     )
     paper.add_argument("--debug", action="store_true", help="show tracebacks")
     paper.set_defaults(command=_paper)
-
-
-def _seeds(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise argparse.ArgumentTypeError(
-            f"expected different whole numbers, as 0,1,2, not {text!r}"
-        )
-    return [int(part) for part in parts]
 
 
 def _paper(options: argparse.Namespace) -> int:

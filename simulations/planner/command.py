@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from simulations.arguments import add_settings_argument, at_least
+
 
 def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command ``plan`` to a command line."""
@@ -17,39 +19,25 @@ def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
     )
     plan.add_argument("--fleet", metavar="FLEET", required=True, help="a shipped fleet, or a file")
     plan.add_argument(
-        "--devices", metavar="N", type=_positive, help="default: the fleet's or the scenario's"
+        "--devices", metavar="N", type=at_least(1), help="default: the fleet's or the scenario's"
     )
-    plan.add_argument("--rounds", metavar="N", type=_positive, help="default: the scenario's")
+    plan.add_argument("--rounds", metavar="N", type=at_least(1), help="default: the scenario's")
     plan.add_argument(
         "--samples",
         metavar="N",
-        type=_positive,
+        type=at_least(1),
         default=500,
         help="training images of a device (default: 500)",
     )
     plan.add_argument(
         "--scenario", metavar="SCENARIO", default="cifar100", help="default: cifar100"
     )
-    plan.add_argument(
-        "--set",
-        dest="settings",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="settings, for example fleet.deadline=60 federation.fraction=0.01",
-    )
+    add_settings_argument(plan, "settings, for example fleet.deadline=60 federation.fraction=0.01")
     plan.add_argument(
         "--out", metavar="DIR", type=Path, help="write rounds.csv and rounds.png there"
     )
     plan.add_argument("--debug", action="store_true", help="show tracebacks")
     plan.set_defaults(command=_plan)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, not {text!r}")
-    return int(text)
 
 
 def _plan(options: argparse.Namespace) -> int:

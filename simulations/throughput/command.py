@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from simulations.arguments import at_least
 from simulations.engine_options import prepare_process
 
 
@@ -21,7 +22,7 @@ def add_throughput_command(commands: argparse._SubParsersAction[argparse.Argumen
     throughput.add_argument(
         "--devices",
         metavar="N",
-        type=_at_least_two,
+        type=at_least(2),
         nargs="+",
         default=[10, 100, 1000],
         help="numbers of devices (default: 10 100 1000)",
@@ -29,23 +30,11 @@ def add_throughput_command(commands: argparse._SubParsersAction[argparse.Argumen
     throughput.add_argument(
         "--workers",
         metavar="N",
-        type=_positive,
+        type=at_least(1),
         help="devices that train at the same time (default: every CPU)",
     )
     throughput.add_argument("--debug", action="store_true", help="show tracebacks")
     throughput.set_defaults(command=_throughput)
-
-
-def _at_least_two(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 2, not {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, not {text!r}")
-    return int(text)
 
 
 def _throughput(options: argparse.Namespace) -> int:
