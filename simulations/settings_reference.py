@@ -1,6 +1,6 @@
 """Every setting as commented TOML: what pyproject.toml holds for Flower, and a user can look up.
 
-The comments are the strings under the fields of common/config.py and the values that are allowed.
+The comments are the strings under the fields of common/config and the values that are allowed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import textwrap
 from collections.abc import Iterator
 from typing import get_type_hints
 
-import common.config
 from common.config import SECTION_TYPES, Section
 from common.settings import describe_allowed, kebab
 
@@ -24,21 +23,19 @@ WIDTH = 98
 
 def settings_toml() -> str:
     """All sections as the TOML tables that Flower reads an app's run config from."""
-    docstrings = _docstrings()
     lines = [HEADING]
     for name, section_type in SECTION_TYPES.items():
-        lines += ["", *_section(name, section_type, docstrings)]
+        lines += ["", *_section(name, section_type)]
     return "\n".join(lines) + "\n"
 
 
-def _section(
-    name: str, section_type: type[Section], docstrings: dict[tuple[str, str], str]
-) -> Iterator[str]:
-    yield from _comment(docstrings[section_type.__name__, ""])
+def _section(name: str, section_type: type[Section]) -> Iterator[str]:
+    yield from _comment(inspect.getdoc(section_type) or "")
     yield f"[{PREFIX}.{name}]"
+    docstrings = _docstrings(section_type)
     types = get_type_hints(section_type)
     for field in dataclasses.fields(section_type):  # type: ignore[arg-type]
-        yield from _comment(docstrings[section_type.__name__, field.name])
+        yield from _comment(docstrings[field.name])
         allowed = describe_allowed(types[field.name], field.metadata)
         if allowed != "a string":
             yield from _comment(f"Allowed: {allowed}.")
@@ -56,16 +53,14 @@ def _comment(text: str) -> list[str]:
     )
 
 
-def _docstrings() -> dict[tuple[str, str], str]:
-    """(class, field) -> the string under it; (class, "") -> the class's own."""
+def _docstrings(section_type: type[Section]) -> dict[str, str]:
+    """Field -> the string under it."""
+    (node,) = ast.parse(inspect.getsource(section_type)).body
+    assert isinstance(node, ast.ClassDef)
     found = {}
-    for node in ast.parse(inspect.getsource(common.config)).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        found[node.name, ""] = ast.get_docstring(node) or ""
-        for field, below in zip(node.body, node.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                assert isinstance(field.target, ast.Name)
-                assert isinstance(below.value, ast.Constant)
-                found[node.name, field.target.id] = str(below.value.value)
+    for field, below in zip(node.body, node.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            assert isinstance(below.value, ast.Constant)
+            found[field.target.id] = str(below.value.value)
     return found

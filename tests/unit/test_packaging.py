@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PYPROJECT = ROOT / "pyproject.toml"
 
 
-def test_pyproject_holds_every_setting_as_config_py_has_it() -> None:
+def test_pyproject_holds_every_setting_as_the_config_has_it() -> None:
     """Regenerate the end of pyproject.toml with ``python -m simulations settings``."""
     assert PYPROJECT.read_text(encoding="utf-8").endswith(settings_toml())
 
@@ -36,7 +36,7 @@ def test_the_bundle_holds_both_apps_and_no_more(tmp_path: Path) -> None:
     bundle.write_bytes(build_fab_from_disk(ROOT))
     assert bundle.stat().st_size < 1024 * 1024
     names = set(zipfile.ZipFile(bundle).namelist())
-    assert {"pyproject.toml", "client/app.py", "server/app.py", "common/config.py"} <= names
+    assert {"pyproject.toml", "client/app.py", "server/app.py", "common/config/whole.py"} <= names
     packages = {name.split("/")[0] for name in names if "/" in name}
     assert packages <= {"client", "common", "server", ".info"}
     components = get_fab_config(bundle)["tool"]["flwr"]["app"]["components"]
