@@ -116,7 +116,7 @@ def correction_loss(
 
     Args:
         name: a key of ``CORRECTION_LOSSES``.
-        student: outputs of the student's layers, [n, c, h, w] each.
+        student: outputs of the student's layers, [n, c, h, w] each, of any float type.
         teacher: the teacher's, same shapes.
         weights: of the samples, [n]; None: all count the same.
 
@@ -124,5 +124,8 @@ def correction_loss(
         ValueError: if the two differ in length.
     """
     loss = CORRECTION_LOSSES[name]
-    terms = [loss(mine, target, weights) for mine, target in zip(student, teacher, strict=True)]
+    terms = [
+        loss(mine.float(), target.float(), weights)
+        for mine, target in zip(student, teacher, strict=True)
+    ]
     return torch.stack(terms).mean()

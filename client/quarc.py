@@ -114,6 +114,7 @@ def train_on_coresets(
                     selection_generator(epoch),
                     coreset,
                     task.scoring_batch,
+                    task.precision,
                 )
                 num_selections += 1
                 if now.selection not in STUDENT_FREE:
@@ -170,6 +171,7 @@ def _choose(
     generator: torch.Generator,
     previous: Coreset | None,
     batch_size: int,
+    precision: str,
 ) -> tuple[Coreset, int]:
     """A new coreset and the number of images that it was chosen from."""
     candidates = draw_pool(config, images.labels, generator)
@@ -186,6 +188,7 @@ def _choose(
         candidates=candidates,
         previous=previous,
         batch_size=batch_size,
+        precision=precision,
     )
     return coreset, len(images) if candidates is None else len(candidates)
 
@@ -222,6 +225,7 @@ def training_task(
         first_epoch=first_epoch,
         total_epochs=total_epochs,
         proximal_mu=proximal_mu,
+        precision=training.precision,
     )
 
 

@@ -226,13 +226,14 @@ def _train_on_coresets(
                 device.dataset,
                 batch_size=task.scoring_batch,
                 indices=candidates,
+                precision=task.precision,
             )
             return logits.softmax(1)
 
         # A pool is drawn anew for every selection: keeping its outputs would serve nobody.
         if candidates is not None:
             return compute()
-        return TeacherStore().outputs(request.teacher_hash, images, compute)
+        return TeacherStore().outputs(request.teacher_hash, images, compute, task.precision)
 
     views = None
     if config.training.teacher_views:

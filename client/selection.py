@@ -39,6 +39,7 @@ def choose_coreset(
     candidates: Tensor | None = None,
     previous: Coreset | None = None,
     batch_size: int = EVALUATION_BATCH,
+    precision: str = "float32",
 ) -> Coreset:
     """The coreset of a device's images.
 
@@ -55,6 +56,7 @@ def choose_coreset(
         candidates: int64 [m], the images that are scored, of :func:`draw_pool`; None: all.
         previous: the coreset of the selection before, whose scores are smoothed with.
         batch_size: images that the student scores at a time.
+        precision: of its passes.
 
     Raises:
         ValueError: if the selection compares with a teacher whose outputs are not given.
@@ -73,7 +75,12 @@ def choose_coreset(
         p_quantized = None
         if config.selection not in STUDENT_FREE:
             logits = predict_logits(
-                student, images.images, dataset, batch_size=batch_size, indices=candidates
+                student,
+                images.images,
+                dataset,
+                batch_size=batch_size,
+                indices=candidates,
+                precision=precision,
             )
             p_quantized = logits.softmax(1)
         if teacher_outputs is None and needs_teacher_outputs(config.selection):

@@ -66,10 +66,16 @@ class TeacherStore:
         self._prune()
         return teacher_hash
 
-    def outputs(self, teacher_hash: str, images: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """The teacher's outputs [n, classes] on ``images``, computed once and kept."""
+    def outputs(
+        self,
+        teacher_hash: str,
+        images: Tensor,
+        compute: Callable[[], Tensor],
+        precision: str = "float32",
+    ) -> Tensor:
+        """The teacher's outputs [n, classes] on ``images``, computed once in ``precision``."""
         digest = hashlib.blake2b(images.contiguous().numpy().data, digest_size=16).hexdigest()
-        path = self._folder(teacher_hash) / f"outputs-{digest}.npy"
+        path = self._folder(teacher_hash) / f"outputs-{precision}-{digest}.npy"
         try:
             return torch.from_numpy(np.load(path))
         except (OSError, ValueError, EOFError):

@@ -19,6 +19,7 @@ from common.augmentation import augment_batch
 from common.datasets import Dataset, ImageSet
 from common.inference import EVALUATION_BATCH, device_of
 from common.models import feature_layers
+from common.precision import forward_in
 from common.qat import STEP_SUFFIX, clamp_steps
 
 ONE_CYCLE_RISE = 0.3
@@ -61,6 +62,8 @@ class TrainingTask:
     max_part_size: int = 0
     """Most images in one pass; larger batches pass in parts whose gradients add up (the same step
     but for batch normalisation's statistics, which are each part's). 0: whole batches."""
+    precision: str = "float32"
+    """Of the passes through student and teacher; losses and weights are float32."""
 
     @property
     def is_corrected(self) -> bool:
@@ -174,7 +177,7 @@ def train(
             for part in parts(len(chosen), task.max_part_size):
                 part_inputs = inputs[part].to(device)
                 if teacher is not None:
-                    with torch.no_grad():
+                    with torch.no_grad(), forward_in(task.precision, device):
                         if view is None:
                             teacher_logits = teacher(part_inputs)
                         else:
@@ -184,13 +187,14 @@ def train(
                             teacher_logits = teacher_logits.to(device)
                             num_kept += is_kept * len(part_inputs)
                         targets = teacher_tap.take()
-                logits = model(part_inputs)
+                with forward_in(task.precision, device):
+                    logits = model(part_inputs)
                 counts = None if weights is None else weights[chosen[part]].to(device)
                 if task.loss == "kd":
-                    loss = distillation(logits, teacher_logits, counts)
+                    loss = distillation(logits.float(), teacher_logits.float(), counts)
                 else:
                     labels = images.labels[chosen[part]].to(device)
-                    loss = cross_entropy(logits, labels, counts)
+                    loss = cross_entropy(logits.float(), labels, counts)
                 if corrected:
                     correction = correction_loss(task.correction, tap.take(), targets, counts)
                     loss = loss + task.beta * correction

@@ -199,10 +199,14 @@ def _inner_product(left: Tensor, right: Tensor, parameter: Tensor) -> Tensor:
     """Sum of left * right over the values that share an entry of ``parameter``; its shape."""
     if parameter.dim() > 0:
         return _sum_to(left * right, parameter)
+    if left.dtype != torch.float32:  # bfloat16's dot is slow, and rounds what is then subtracted
+        return (left * right).sum(dtype=torch.float32)
     if left.dim() == 4:  # channels_last: this flattens to a view, flattening alone would copy
         left, right = left.permute(0, 2, 3, 1), right.permute(0, 2, 3, 1)
     return torch.dot(left.reshape(-1), right.reshape(-1))
 
 
 def _sum_to(gradient: Tensor, parameter: Tensor) -> Tensor:
-    return gradient.sum() if parameter.dim() == 0 else gradient.sum_to_size(parameter.shape)
+    if parameter.dim() == 0:
+        return gradient.sum(dtype=parameter.dtype)
+    return gradient.to(parameter.dtype).sum_to_size(parameter.shape)

@@ -47,6 +47,7 @@ SETTINGS = (
     "training.momentum",
     "training.weight-decay",
     "training.schedule",
+    "training.precision",
 )
 """What can be set; everything else has no effect on a float training."""
 

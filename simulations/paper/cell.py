@@ -93,11 +93,14 @@ class Workbench:
             content_hash=content_hash(state),
         )
 
-    def _teacher_outputs(self, data: DataConfig, config: ModelConfig) -> TeacherOutputs:
+    def _teacher_outputs(
+        self, data: DataConfig, config: ModelConfig, precision: str
+    ) -> TeacherOutputs:
         teacher = self.teacher(data, config)
         dataset = self.dataset(data)
         started, cpu_started = time.perf_counter(), time.process_time()
-        values = predict_logits(teacher.model, dataset.train.images, dataset).softmax(1)
+        logits = predict_logits(teacher.model, dataset.train.images, dataset, precision=precision)
+        values = logits.softmax(1)
         return TeacherOutputs(
             values=values,
             seconds=time.perf_counter() - started,
@@ -182,14 +185,21 @@ def _train(
     seed, epochs = config.run.seed, config.training.local_epochs
     shared = None
     if needs_teacher_outputs(config.coreset.selection) and not _has_pool(config, dataset.train):
-        shared = workbench.teacher_outputs(config.data, config.model)
+        shared = workbench.teacher_outputs(config.data, config.model, config.training.precision)
 
     def teacher_outputs(candidates: Tensor | None) -> Tensor:
         if candidates is None:
             assert shared is not None
             return shared.values
         images = dataset.train.images
-        return predict_logits(teacher.model, images, dataset, indices=candidates).softmax(1)
+        logits = predict_logits(
+            teacher.model,
+            images,
+            dataset,
+            indices=candidates,
+            precision=config.training.precision,
+        )
+        return logits.softmax(1)
 
     outcome = train_on_coresets(
         config.coreset,

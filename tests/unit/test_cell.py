@@ -91,7 +91,7 @@ def test_teacher_outputs_are_computed_once_and_paid_for_by_all(teacher: Path) ->
     workbench = Workbench(CPU)
     results = [run_cell(config(teacher, **{"run.seed": seed}), workbench) for seed in range(2)]
     settings = config(teacher)
-    shared = workbench.teacher_outputs(settings.data, settings.model)
+    shared = workbench.teacher_outputs(settings.data, settings.model, "float32")
     assert workbench.teacher_outputs.cache_info().misses == 1
     assert shared.values.sum(1).allclose(torch.ones(len(shared.values)))
     assert all(result.select_seconds > shared.seconds for result in results)

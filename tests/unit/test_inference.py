@@ -69,6 +69,20 @@ def test_eval_mode_and_back(training: bool) -> None:
     assert model.training is training
 
 
+def test_bfloat16_multiplies_rounded_numbers_and_gives_float32() -> None:
+    """257 has nine binary digits and bfloat16 eight: it becomes 256."""
+    images, dataset = image_set(1)
+    layer = nn.Linear(16, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.zero_()[0, 0] = 257.0
+    model = nn.Sequential(nn.Flatten(), layer)
+    # The one image is 0: (0 - 0.5) / 0.25 = -2.
+    assert predict_logits(model, images, dataset).item() == -514.0
+    rounded = predict_logits(model, images, dataset, precision="bfloat16")
+    assert rounded.item() == -512.0
+    assert rounded.dtype == torch.float32
+
+
 def test_no_gradient_is_kept() -> None:
     images, dataset = image_set(3)
     assert not predict_logits(Recorder(), images, dataset).requires_grad

@@ -118,6 +118,25 @@ class TestFakeQuantize:
         assert step.grad.item() == pytest.approx(-2.2, rel=1e-6)
         assert gradient.tolist() == [1.0, 2.0, 3.0, 4.0]
 
+    @pytest.mark.parametrize("step_shape", [(), (4,)])
+    def test_gradients_of_bfloat16_values_are_added_up_in_float32(
+        self, step_shape: tuple[int, ...]
+    ) -> None:
+        """u = 0.5 / 1 rounds to 0: every value adds 0 - 0.5 to the step's gradient.
+
+        257 rows of 4 with g = 1: -128.5 a column, -514 together; bfloat16 has no number between 512
+        and 516, and none between 128 and 129.
+        """
+        values = torch.full((257, 4), 0.5, dtype=torch.bfloat16, requires_grad=True)
+        step = torch.ones(step_shape, requires_grad=True)
+        offset = torch.zeros(step_shape, requires_grad=True)
+        output = fake_quantize(values, step, -2, 1, offset=offset)
+        output.backward(torch.ones_like(output))
+        assert step.grad is not None
+        assert values.grad is not None
+        assert step.grad.flatten().tolist() == ([-128.5] * 4 if step_shape else [-514.0])
+        assert values.grad.eq(1).all()
+
     def test_offset_gradient(self) -> None:
         """The values of test_step_gradient moved by an offset of 0.1: the same u.
 

@@ -166,11 +166,13 @@ class TestOutputs:
 
     def test_belong_to_their_images_and_teacher(self, tmp_path: Path) -> None:
         store = TeacherStore(tmp_path)
-        first, second, third = Outputs(0.1), Outputs(0.2), Outputs(0.3)
+        first, second, third, fourth = (Outputs(value) for value in (0.1, 0.2, 0.3, 0.4))
         store.outputs(self.HASH, images(0), first)
         assert store.outputs(self.HASH, images(1), second)[0, 0].item() == pytest.approx(0.2)
         assert store.outputs("cd34", images(0), third)[0, 0].item() == pytest.approx(0.3)
-        assert (first.num_calls, second.num_calls, third.num_calls) == (1, 1, 1)
+        rounded = store.outputs(self.HASH, images(0), fourth, "bfloat16")
+        assert rounded[0, 0].item() == pytest.approx(0.4)
+        assert [each.num_calls for each in (first, second, third, fourth)] == [1, 1, 1, 1]
 
     def test_layout_in_memory_does_not_matter(self, tmp_path: Path) -> None:
         store, outputs = TeacherStore(tmp_path), Outputs()

@@ -153,6 +153,18 @@ class TestTrain:
         assert last.mean_loss < first.mean_loss
 
     @pytest.mark.parametrize("activation_bits", [4, 32])
+    @pytest.mark.parametrize("correction", ["none", "clc-channel"])
+    def test_bfloat16_is_nearly_float32(self, correction: str, activation_bits: int) -> None:
+        """One step: the same loss but for eight binary digits, and parameters that stay float32."""
+        task = make_task(loss="kd", correction=correction, batch_size=NUM_IMAGES)
+        students = [make_student(activation_bits) for _ in range(2)]
+        exact = run(students[0], task, make_teacher())
+        rounded = run(students[1], replace(task, precision="bfloat16"), make_teacher())
+        assert rounded.mean_loss != exact.mean_loss
+        assert rounded.mean_loss == pytest.approx(exact.mean_loss, rel=0.02)
+        assert {p.dtype for p in students[1].parameters()} == {torch.float32}
+
+    @pytest.mark.parametrize("activation_bits", [4, 32])
     @pytest.mark.parametrize("augment", [False, True])
     def test_a_seed_gives_the_same_weights(self, augment: bool, activation_bits: int) -> None:
         task = make_task(loss="kd", correction="clc-channel", augment=augment)
