@@ -63,6 +63,16 @@ def clc_channel(student: Tensor, teacher: Tensor, weights: Tensor | None = None)
     return weighted_mean(relative_entropy(student, teacher, dim=1), weights)
 
 
+def clc_normalized(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
+    """:func:`clc_channel` of maps divided by the standard deviation of the teacher's.
+
+    The unit that a layer's outputs happen to have is a softmax's temperature: without it, the last
+    block of ResNet-20 counts 70 times as much as the first. So one beta serves layers and models.
+    """
+    scale = 1.0 / teacher.std().clamp_min(1e-6)
+    return clc_channel(student * scale, teacher * scale, weights)
+
+
 def clc_pooled(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Softmax over channels of the pooled map [n, c]; mean over the batch."""
     divergence = relative_entropy(student.mean((2, 3)), teacher.mean((2, 3)), dim=1)
@@ -99,6 +109,7 @@ class Correction(Protocol):
 
 CORRECTION_LOSSES: dict[str, Correction] = {
     "clc-channel": clc_channel,
+    "clc-normalized": clc_normalized,
     "clc-pooled": clc_pooled,
     "clc-flat": clc_flat,
     "clc-spatial": clc_spatial,

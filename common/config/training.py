@@ -8,7 +8,15 @@ from common.config.section import Section
 from common.precision import PRECISIONS
 from common.settings import setting
 
-CORRECTIONS = ("none", "mse", "clc-channel", "clc-pooled", "clc-flat", "clc-spatial")
+CORRECTIONS = (
+    "none",
+    "mse",
+    "clc-channel",
+    "clc-normalized",
+    "clc-pooled",
+    "clc-flat",
+    "clc-spatial",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from client.losses import (
     CORRECTION_LOSSES,
     clc_channel,
     clc_flat,
+    clc_normalized,
     clc_pooled,
     clc_spatial,
     correction_loss,
@@ -123,6 +124,22 @@ class TestCorrections:
         """
         expected = (13 / 5 * LN2 - LN5 + 5 / 3 * LN2 - LN3) / 2
         assert clc_channel(MAP, FLAT_MAP).item() == close(expected)
+
+    def test_normalized(self) -> None:
+        """Two channels, one position, teacher (0, 2 a): its deviation, of a sample of two, is
+        a sqrt 2, so it becomes (0, sqrt 2) for every a. The student's (2 a, 2 a) is even, so
+        KL = ln 1/2 - (the mean of the log-softmax of (0, r)) = ln((1 + e^r) / 2) - r / 2.
+        """
+        r = math.sqrt(2)
+        expected = math.log((1 + math.exp(r)) / 2) - r / 2
+        for a in (1.0, 70.0):
+            teacher = torch.tensor([0.0, 2 * a]).reshape(1, 2, 1, 1)
+            student = torch.full((1, 2, 1, 1), 2 * a)
+            assert clc_normalized(student, teacher).item() == close(expected)
+
+    def test_a_constant_map_is_no_unit(self) -> None:
+        """A standard deviation of 0 must not divide."""
+        assert math.isfinite(clc_normalized(MAP, FLAT_MAP).item())
 
     def test_pooled(self) -> None:
         """Means over the two positions are STUDENT and TEACHER; a second sample has none: half."""
