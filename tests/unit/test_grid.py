@@ -14,6 +14,7 @@ SHIPPED = [
     "correction",
     "paper-cifar100",
     "paper-imagenet",
+    "renewal",
     "selection",
     "selection-forms",
     "time",
