@@ -12,13 +12,15 @@ SCENARIO ?= digits
 SET ?=
 OUT ?=
 
-# make bench: --quick, --out DIR; make cluster-keys: what else is done with keys.
+# make bench: --quick, --out DIR; make cluster-keys: what else is done with keys; make cluster-watch.
 ARGS ?=
 
-# make cluster: the command, extra names and addresses of the server, a run's name, one device.
+# make cluster: the command, extra names and addresses of the server, a run's name, its id in Flower,
+# one device.
 COMPOSE ?= $(shell docker compose version > /dev/null 2>&1 && echo docker compose || echo docker-compose)
 HOSTS ?=
 RUN ?=
+RUN_ID ?=
 DEVICE ?=
 # Who the containers run as: you, or, if you are root, nobody else.
 export FLEET_UID ?= $(or $(filter-out 0,$(shell id -u)),10001)
@@ -38,7 +40,7 @@ INSTALLED := $(shell cat '$(STAMP)' 2>/dev/null)
 OPERATOR = $(COMPOSE) run --rm --no-deps operator python -m server
 KEYS = $(OPERATOR) keys --dir /secrets
 .PHONY: help install simulate bench test lint clean always
-.PHONY: cluster cluster-run cluster-logs cluster-rotate cluster-revoke cluster-keys
+.PHONY: cluster cluster-run cluster-watch cluster-logs cluster-rotate cluster-revoke cluster-keys
 .PHONY: cluster-down test-cluster
 
 help: ## Show this help
@@ -75,6 +77,9 @@ cluster-run: ## Run a federation in the cluster and follow it (RUN=name SET='key
 	@$(OPERATOR) run --ca /secrets/ca.crt --app /app --restarts 3 --set data.num-devices=3 \
 		federation.min-devices=3 'run.resume=/runs/$(name)' $(SET)
 	@echo 'results: $(FLEET_RUNS)/$(name)'
+
+cluster-watch: ## Show the cluster's newest run on the terminal (RUN_ID=, ARGS=--once)
+	@$(OPERATOR) watch --ca /secrets/ca.crt 'https://superlink:8000/$(RUN_ID)' $(ARGS)
 
 cluster-logs: ## Follow what all services of the cluster say
 	@$(COMPOSE) logs --follow --tail=100

@@ -1,7 +1,8 @@
 """The log of what happens: one JSON object per line, by event, through Python's logging.
 
-A line tells what happened, when, in which run, stage and round and to which device; figures are in
-metrics.jsonl. Nothing of a device's images, labels, files or coreset is ever a field.
+A line tells what happened, when, in which run, stage and round and to which device, with the
+figures that somebody who watches wants to see; all others are in metrics.jsonl. Of a device's
+images, labels, files and coreset nothing is ever a field but how many there are.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
 from common.settings import Scalar
+
+Field = Scalar | Mapping[str, int]
 
 EVENTS_FILE = "events.jsonl"
 PRINT_VARIABLE = "FEDQUARC_EVENTS"
@@ -32,9 +36,7 @@ _LOGGER.setLevel(logging.INFO)
 _BOUND: ContextVar[dict[str, Scalar]] = ContextVar("bound_fields")
 
 
-def log_event(
-    event: str, message: str = "", *, level: int = logging.INFO, **fields: Scalar
-) -> None:
+def log_event(event: str, message: str = "", *, level: int = logging.INFO, **fields: Field) -> None:
     """Log one event.
 
     Args:
@@ -45,7 +47,7 @@ def log_event(
     """
     if not _LOGGER.isEnabledFor(level):
         return
-    line = {**_BOUND.get({}), **fields}
+    line: dict[str, Field] = {**_BOUND.get({}), **fields}
     if message:
         line["message"] = message
     _LOGGER.log(level, event, extra={"fields": line})
@@ -75,15 +77,19 @@ class EventFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def event_message(line: str) -> str:
-    """What a line of the log says to people about the run; empty for one device's, and others."""
+def parse_event(line: str) -> dict[str, Any] | None:
+    """The event that a line of a log is; None for any other line."""
     try:
         event = json.loads(line)
     except json.JSONDecodeError:
-        return ""
-    if not isinstance(event, dict) or "event" not in event or "device" in event:
-        return ""
-    return str(event.get("message", ""))
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
+
+
+def event_message(line: str) -> str:
+    """What a line of the log says to people about the run; empty for one device's, and others."""
+    event = parse_event(line)
+    return "" if event is None or "device" in event else str(event.get("message", ""))
 
 
 def print_events() -> None:

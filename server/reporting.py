@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,17 @@ from common.errors import UserError
 from common.events import log_event
 from common.messages import Stage
 from server.replies import RefusalKind
+
+ROUND_FIGURES = (
+    *("num_asked", "num_accepted", "refused", "train_loss", "accuracy"),
+    *("upload_bytes", "download_bytes", "round_seconds"),
+)
+"""Of a recorded round: what its event tells as well."""
+DEVICE_FIGURES = (
+    *("weight_bits", "num_samples", "coreset_size", "round_seconds", "temperature_celsius"),
+    *("upload_bytes", "download_bytes"),
+)
+"""Of a recorded reply: what its event tells as well."""
 
 
 class Reporter(Protocol):
@@ -73,6 +85,7 @@ class EventReporter:
             stage=stage.value,
             round=round_index + 1,
             skipped=bool(metrics["skipped"]),
+            **_figures(metrics, ROUND_FIGURES),
         )
         if self.inner:
             self.inner.round_done(stage, round_index, metrics)
@@ -118,7 +131,8 @@ def log_reply(line: Mapping[str, Any]) -> None:
         return
     status = line["status"]
     outcome = {"ok": "accepted", RefusalKind.NO_REPLY.value: "failed"}.get(status, "refused")
-    fields = {name: line[name] for name in ("stage", "round", "task")}
+    fields: dict[str, Any] = {name: line[name] for name in ("stage", "round", "task")}
+    fields |= _figures(line, DEVICE_FIGURES)
     if outcome == "accepted":
         log_event("reply-accepted", **fields, device=line["partition_id"])
     else:
@@ -130,6 +144,25 @@ def log_reply(line: Mapping[str, Any]) -> None:
             device=line["partition_id"],
             status=status,
         )
+
+
+def recorded_line(event: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recorded line that an event tells of, with the figures that it has; None if of none."""
+    if event["event"] == "round-ended":
+        return {"kind": "round", **event}
+    if event["event"] in ("reply-accepted", "reply-refused", "reply-failed"):
+        return {"kind": "device", "partition_id": event["device"], "status": "ok", **event}
+    return None
+
+
+def _figures(line: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those that were measured and are finite: an event is strict JSON."""
+    figures = {name: line[name] for name in names if line.get(name) is not None}
+    return {
+        name: value
+        for name, value in figures.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
 
 
 @contextmanager

@@ -125,6 +125,7 @@ def device_lines(
             "round": number,
             "task": task,
             "partition_id": device.partition_id,
+            "num_samples": device.num_samples,
             **({"weight_bits": device.weight_bits} if device.weight_bits else {}),
             "status": refusal.kind.value if refusal else "ok",
             "reason": refusal.reason if refusal else "",

@@ -15,6 +15,7 @@ from rich.text import Text
 from common.bit_widths import describe_accuracies
 from common.config import FLOAT_BITS, Config
 from common.messages import Stage
+from common.units import format_bytes
 
 STAGE_NAMES = {
     Stage.FLOAT: "float warm-up",
@@ -156,15 +157,6 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("training, all devices", f"{summary['train_seconds']:.1f} s")
     table.add_row("wall clock", f"{summary['wall_seconds']:.1f} s")
     return table
-
-
-def format_bytes(num_bytes: float) -> str:
-    """``1234567`` -> ``1.23 MB`` (powers of ten)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(num_bytes) < 999.5 or unit == "GB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
 
 
 def _percent(value: float | None) -> str:

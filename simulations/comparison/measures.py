@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from common.units import format_bytes
 from simulations.comparison.groups import Measure
 from simulations.comparison.progress import (
     PositionsOf,
@@ -13,7 +14,6 @@ from simulations.comparison.progress import (
     virtual_clock,
 )
 from simulations.comparison.records import RunRecord
-from simulations.console import format_bytes
 from simulations.paper.table import Spread
 
 

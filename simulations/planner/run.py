@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config import Config
-from simulations.console import format_bytes
+from common.units import format_bytes
 from simulations.emulation import Emulation
 from simulations.fleet import DeviceFleet, load_fleet
 from simulations.flops import count_flops

@@ -86,6 +86,24 @@ def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
     assert all(fleet.processes[name].poll() is None for name in DEVICES)
 
 
+def test_the_run_can_be_watched_from_elsewhere(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest run: what went on after the ServerApp was killed. Not by the devices' address."""
+    monkeypatch.setenv("COLUMNS", "160")
+    ca = ("--ca", str(fleet.keys.ca_certificate))
+    assert main(["watch", f"https://{fleet.superlink}", *ca]) == 0
+    shown = capsys.readouterr().out
+    assert "(run): finished:completed" in " ".join(shown.split())
+    assert "quantized 1" in shown
+    assert "3/3" in shown
+    assert main(["watch", f"https://{fleet.superlink}/1", *ca, "--once"]) == 2
+    assert "knows no run 1" in capsys.readouterr().err
+    if NGINX:
+        assert main(["watch", f"https://{fleet.device_address}", *ca]) == 2
+        assert "it is the devices' proxy" in capsys.readouterr().err
+
+
 def test_an_unregistered_device_is_refused(fleet: Fleet) -> None:
     create_device_keys(fleet.keys, [STRANGER])
     fleet.start_supernode(STRANGER, 3, 4)

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from common.config import Config
 from common.messages import Stage
-from simulations.console import ConsoleReporter, describe_run, format_bytes
+from simulations.console import ConsoleReporter, describe_run
 
 SUMMARY = {
     "dataset": "digits",
@@ -93,16 +93,3 @@ def test_a_run_is_described_by_what_sets_it_apart() -> None:
     )
     described = describe_run(config)
     assert "10 devices (iid), 4w32a, full, fedavg" in described
-
-
-def test_bytes_are_in_powers_of_ten() -> None:
-    """999.6 kB rounds to 1 MB; three digits are kept."""
-    sizes = [0, 999, 1000, 1_234_567, 999_600, 2.5e9]
-    assert [format_bytes(size) for size in sizes] == [
-        "0 B",
-        "999 B",
-        "1 kB",
-        "1.23 MB",
-        "1 MB",
-        "2.5 GB",
-    ]

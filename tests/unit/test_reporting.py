@@ -14,7 +14,13 @@ from common.config import Config
 from common.errors import UserError
 from common.events import EventFile
 from common.messages import Stage
-from server.reporting import EventReporter, log_reply, logged_failure, quiet_flower
+from server.reporting import (
+    EventReporter,
+    log_reply,
+    logged_failure,
+    quiet_flower,
+    recorded_line,
+)
 
 ROUND = {
     "num_accepted": 3,
@@ -75,6 +81,36 @@ def test_beginning_and_end(events: Events) -> None:
     assert "runs/a" in first["message"]
     assert last["event"] == "run-ended"
     assert "after 62.50 % (best 63.00 %)" in last["message"]
+
+
+def test_recorded_lines_come_back_from_events(events: Events) -> None:
+    """What has no figure, or one that is no number in JSON, is left out."""
+    place = {"stage": "quantized", "round": 2}
+    device = {
+        **{"kind": "device", **place, "task": "train", "partition_id": 7},
+        **{"status": "ok", "reason": "", "upload_bytes": 10, "download_bytes": 20},
+        **{"coreset_size": 5, "temperature_celsius": float("nan"), "num_steps": 3},
+    }
+    figures = {**ROUND, "refused": {"no-reply": 1}, "train_loss": None}
+    log_reply(device)
+    log_reply({**device, "status": "no-reply"})
+    EventReporter().round_done(Stage.QUANTIZED, 1, figures)
+    EventReporter().note("something else")
+    good, failed, ended, other = map(recorded_line, events())
+    expected = {**device}
+    for left_out in ("reason", "temperature_celsius", "num_steps"):
+        del expected[left_out]
+    assert good is not None
+    assert failed is not None
+    assert ended is not None
+    assert {name: good[name] for name in expected} == expected
+    assert "temperature_celsius" not in good
+    assert failed["status"] == "no-reply"
+    del figures["train_loss"]
+    assert {name: ended[name] for name in figures} == figures
+    assert "train_loss" not in ended
+    assert (ended["kind"], ended["stage"], ended["round"]) == ("round", "quantized", 2)
+    assert other is None
 
 
 @pytest.mark.parametrize(

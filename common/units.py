@@ -1,0 +1,10 @@
+"""Quantities with units, as text for people."""
+
+
+def format_bytes(num_bytes: float) -> str:
+    """``1234567`` -> ``1.23 MB`` (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(num_bytes) < 999.5 or unit == "GB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"

@@ -1,0 +1,16 @@
+"""Quantities as text."""
+
+from common.units import format_bytes
+
+
+def test_bytes_are_in_powers_of_ten() -> None:
+    """999.6 kB rounds to 1 MB; three digits are kept."""
+    sizes = [0, 999, 1000, 1_234_567, 999_600, 2.5e9]
+    assert [format_bytes(size) for size in sizes] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "1.23 MB",
+        "1 MB",
+        "2.5 GB",
+    ]
