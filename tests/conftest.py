@@ -46,7 +46,6 @@ def simulate(folder: Path, *arguments: str, **settings: object) -> FinishedRun:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
     )
     return FinishedRun(folder, done.returncode, done.stdout, done.stderr)
 

@@ -76,6 +76,7 @@ def run_and_die(folder: Path, resume: bool, num_messages: int, settings: dict[st
 def run_until_killed(folder: Path, *, resume: bool, num_messages: int, **settings: object) -> None:
     """The federation in a process of its own; one from a fork server, which has run no thread."""
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not in every process
     process = context.Process(target=run_and_die, args=(folder, resume, num_messages, settings))
     process.start()
     process.join()

@@ -13,18 +13,17 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from server.keys import KeyFolder
 from tests.conftest import ROOT
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 PROGRAMS = Path(sys.executable).parent
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-START_SECONDS = 240
-"""Processes of this fleet import torch; on a busy machine that takes its time."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -34,21 +33,6 @@ def free_ports(count: int) -> list[int]:
         for listener in sockets:
             listener.bind(("127.0.0.1", 0))
         return [int(listener.getsockname()[1]) for listener in sockets]
-
-
-def wait_until(
-    is_done: Callable[[], object],
-    what: str,
-    seconds: float = START_SECONDS,
-    *,
-    interval: float = 0.2,
-) -> None:
-    """Poll every ``interval`` seconds until something is so; TimeoutError when it never is."""
-    deadline = time.monotonic() + seconds
-    while not is_done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(interval)
 
 
 @dataclass
@@ -179,7 +163,7 @@ class Fleet:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=START_SECONDS,
+            timeout=PATIENCE_SECONDS,
         )
         start = done.stdout.find("{")
         assert start >= 0, done.stdout + done.stderr
@@ -200,7 +184,7 @@ class Fleet:
             # nginx ends its workers itself, and wipes the environment that it could be known by.
             self.processes["proxy"].terminate()
             self.processes["proxy"].wait(30)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while (pids := list(self.pids())) and time.monotonic() < deadline:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):

@@ -24,8 +24,9 @@ from typing import Any
 from server.cli import main as operate
 from server.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
-from tests.integration.deployment import Fleet, free_ports, wait_until
+from tests.integration.deployment import Fleet, free_ports
 from tests.integration.forwarder import Forwarder
+from tests.waiting import wait_until
 
 DEVICES = ["device-0", "device-1"]
 SETTINGS = {

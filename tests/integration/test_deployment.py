@@ -12,7 +12,8 @@ import pytest
 from server.cli import main
 from server.keys import KeyFolder, create_device_keys, create_fleet_keys
 from tests.conftest import ROOT
-from tests.integration.deployment import NGINX, START_SECONDS, Fleet, free_ports, wait_until
+from tests.integration.deployment import NGINX, Fleet, free_ports
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 DEVICES = ["device-0", "device-1", "device-2"]
 STRANGER = "stranger"
@@ -30,7 +31,7 @@ RUN_SECONDS = 600
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds its processes in /proc"),
-    pytest.mark.timeout(START_SECONDS * 3 + RUN_SECONDS),
+    pytest.mark.timeout(PATIENCE_SECONDS * 3 + RUN_SECONDS),
 ]
 
 
@@ -107,7 +108,7 @@ def test_the_run_can_be_watched_from_elsewhere(
 def test_an_unregistered_device_is_refused(fleet: Fleet) -> None:
     create_device_keys(fleet.keys, [STRANGER])
     fleet.start_supernode(STRANGER, 3, 4)
-    assert fleet.processes[STRANGER].wait(START_SECONDS) == 1
+    assert fleet.processes[STRANGER].wait(PATIENCE_SECONDS) == 1
     assert "305" in fleet.log(STRANGER) or "not registered" in fleet.log(STRANGER).lower()
 
 

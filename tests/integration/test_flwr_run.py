@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY_FEDERATION, FinishedRun, simulate
+from tests.waiting import PATIENCE_SECONDS
 
 PROGRAMS = Path(sys.executable).parent
 RUN_FILES = {"config.yaml", "metrics.jsonl", "summary.json", "last.safetensors", "last.fqrc"}
@@ -63,7 +64,7 @@ def flower(tmp_path: Path) -> Iterator[dict[str, str]]:
     try:
         yield environment
     finally:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while (pids := _processes_with(str(http_port))) and time.monotonic() < deadline:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -90,7 +91,6 @@ def _flwr(environment: dict[str, str], *arguments: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
     )
     return done.stdout + done.stderr
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.waiting import PATIENCE_SECONDS
 
 
 def test_ctrl_c_ends_a_run_cleanly(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_ctrl_c_ends_a_run_cleanly(tmp_path: Path) -> None:
             break
     os.killpg(run.pid, signal.SIGINT)
     # Ends only when every process that holds the pipes has gone: no worker stays behind.
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=PATIENCE_SECONDS)
     assert run.returncode == 130
     assert errors == "interrupted\n"
     assert not list(states.glob("fedquarc-*"))

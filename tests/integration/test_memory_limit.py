@@ -21,9 +21,9 @@ import torch
 
 from client.memory import MB
 from common.settings import Scalar
-from tests.integration.deployment import wait_until
 from tests.integration.one_device import RUN_SECONDS, run_one_device
 from tests.unit.image_files import png
+from tests.waiting import wait_until
 
 NUM_CLASSES = 10
 
@@ -76,7 +76,7 @@ def control_group() -> Iterator[ControlGroup]:
         yield group
     finally:
         # Processes that were killed leave the group a little later.
-        wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the group is empty", 30)
+        wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the group is empty")
         folder.rmdir()
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from simulations.engine import LocalGrid
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 app = ClientApp()
 
@@ -71,8 +73,11 @@ def die(message: Message, context: Context) -> Message:
 
 @app.query("sleep")
 def sleep(message: Message, context: Context) -> Message:
-    """Partition 0 answers last, partition 2 hardly ever."""
-    time.sleep({0: 0.3, 2: 60.0}.get(int(context.node_config["partition-id"]), 0.0))
+    """Partition 0 answers last, partition 2 never in a test's time, and says that it sleeps."""
+    partition_id = int(context.node_config["partition-id"])
+    if partition_id == 2 and (told := message.content.config_records.get("told")):
+        Path(str(told["file"])).touch()
+    time.sleep({0: 0.3, 2: 3600.0}.get(partition_id, 0.0))
     return Message(RecordDict(), reply_to=message)
 
 
@@ -192,10 +197,12 @@ def test_replies_can_be_pulled_once(grid: LocalGrid) -> None:
     message_ids = grid.push_messages(_messages(grid, "train", _train_content()))
     assert len(set(message_ids)) == 4
     pulled: list[Message] = []
-    deadline = time.monotonic() + 30
-    while len(pulled) < 4 and time.monotonic() < deadline:
-        pulled += grid.pull_messages(message_ids)
-        time.sleep(0.01)
+
+    def pull() -> bool:
+        pulled.extend(grid.pull_messages(message_ids))
+        return len(pulled) == 4
+
+    wait_until(pull, "four replies", interval=0.01)
     assert {reply.metadata.reply_to_message_id for reply in pulled} == set(message_ids)
     assert grid.pull_messages(message_ids) == []
 
@@ -237,21 +244,29 @@ def test_a_worker_that_dies_idle_is_replaced_unnoticed(workers: LocalGrid) -> No
     pids = {int(_fact(reply, "pid")) for reply in replies}  # type: ignore[call-overload]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    time.sleep(0.2)
+    # Not there: reaped by the fork server, so that every one of its threads has let go of its pipe.
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "both are gone")
     again = workers.send_and_receive(_messages(workers, "train", _train_content()))
     assert [_fact(reply, "calls") for reply in again] == [2, 2, 2, 2]
     assert not pids & {_fact(reply, "pid") for reply in again}
 
 
-def test_a_late_node_has_no_reply_and_its_worker_is_free_again(workers: LocalGrid) -> None:
-    """Partition 2 sleeps a minute, 0 a moment: three replies in order, within the timeout."""
-    workers.send_and_receive(_messages(workers, "query.die"))  # all workers are there now
-    started = time.monotonic()
-    replies = workers.send_and_receive(_messages(workers, "query.sleep"), timeout=2.0)
-    assert [reply.metadata.src_node_id - 2 for reply in replies] == [0, 1, 3]
-    assert 2.0 <= time.monotonic() - started < 10.0
-    after = workers.send_and_receive(_messages(workers, "train", _train_content()))
-    assert len(after) == 4
+def test_a_late_node_has_no_reply_and_its_worker_is_free_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Partition 2 sleeps, 0 a moment: three replies in order. Time stands still until they are
+    there, and is over then."""
+    now = [0.0]
+    monkeypatch.setattr("simulations.engine.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def pass_time(num_replies: int, num_messages: int) -> None:
+        now[0] = 1800.0 * (num_replies == 3)
+
+    with _grid(2, on_reply=pass_time) as workers:
+        replies = workers.send_and_receive(_messages(workers, "query.sleep"), timeout=1800.0)
+        assert [reply.metadata.src_node_id - 2 for reply in replies] == [0, 1, 3]
+        after = workers.send_and_receive(_messages(workers, "train", _train_content()))
+        assert len(after) == 4
 
 
 def test_no_reply_comes_after_the_timeout_in_this_process() -> None:
@@ -292,26 +307,29 @@ def test_a_missing_client_app_is_an_error_at_once() -> None:
 
 
 PARENT = """
-from flwr.app import Message, RecordDict
+import sys
+from flwr.app import ConfigRecord, Message, RecordDict
 from tests.unit.test_engine import _fact, _grid, _messages, _train_content
 
 if __name__ == "__main__":
     with _grid(2) as grid:
         replies = grid.send_and_receive(_messages(grid, "train", _train_content()))
         print(*{_fact(reply, "pid") for reply in replies}, flush=True)
-        grid.send_and_receive([Message(RecordDict(), 4, "query.sleep")])
+        content = RecordDict({"told": ConfigRecord({"file": sys.argv[1]})})
+        grid.send_and_receive([Message(content, 4, "query.sleep")])
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 def test_workers_do_not_outlive_their_parent(tmp_path: Path, how: signal.Signals) -> None:
-    """Busy workers too: one is in the middle of a minute's sleep."""
+    """Busy workers too: one is in the middle of its sleep."""
+    asleep = tmp_path / "asleep"
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)}
     parent = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), str(asleep)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -324,16 +342,13 @@ def test_workers_do_not_outlive_their_parent(tmp_path: Path, how: signal.Signals
     assert parent.stdout is not None
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
-    time.sleep(0.5)
+    wait_until(asleep.exists, "a worker sleeps")
     if how is signal.SIGINT:
         os.killpg(parent.pid, how)  # what a terminal does: everyone in the group gets it
     else:
         parent.kill()
-    _, errors = parent.communicate(timeout=20)
-    deadline = time.monotonic() + 10
-    while any(_is_running(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_is_running(pid) for pid in pids)
+    _, errors = parent.communicate(timeout=PATIENCE_SECONDS)
+    wait_until(lambda: not any(_is_running(pid) for pid in pids), "no worker is left")
     if how is signal.SIGINT:
         assert errors.count("KeyboardInterrupt") == 1  # the parent's own, none of a worker's
         assert not list(tmp_path.glob("fedquarc-states-*"))

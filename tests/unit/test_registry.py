@@ -9,6 +9,7 @@ from common.errors import UserError
 from common.messages import Reply, Status
 from server.courier import Courier
 from server.registry import DeviceRegistry, SampledGrid
+from simulations.clock import VirtualClock
 from tests.unit.fake_grid import Answer, FakeGrid, node_id_of, query_reply
 
 
@@ -17,7 +18,8 @@ def make_registry(
 ) -> tuple[DeviceRegistry, FakeGrid, list[str]]:
     notes: list[str] = []
     grid = FakeGrid(answer, partition_ids)
-    return DeviceRegistry(Courier(grid, timeout_seconds=1.0), notes.append), grid, notes
+    courier = Courier(grid, timeout_seconds=1.0, clock=VirtualClock())
+    return DeviceRegistry(courier, notes.append), grid, notes
 
 
 def partition_ids_of(registry: DeviceRegistry) -> list[int]:
@@ -126,17 +128,18 @@ def test_waiting_ends_when_enough_are_there() -> None:
 def test_waiting_for_devices_that_never_come_ends_with_the_timeout() -> None:
     registry, _, notes = make_registry()
     with pytest.raises(UserError, match=r"3 of 3 device\(s\) can take part: expected at least 4"):
-        registry.wait_for(4, timeout_seconds=0.05)
+        registry.wait_for(4, timeout_seconds=60.0)
+    assert registry.courier.clock.now() == pytest.approx(60.0)
     assert notes == ["waiting for devices: 3 of at least 4 are there"]
 
 
-def test_waiting_for_devices_that_refuse_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_devices_that_refuse_ends_at_once() -> None:
     """Enough nodes are there, but none can be asked: no use to wait an hour."""
-    monkeypatch.setattr("server.registry.POLL_SECONDS", 0.001)
     registry, grid, _ = make_registry(lambda *_: Error(code=1, reason="no data set"), (0, 1))
     with pytest.raises(UserError, match=r"0 of 2 device\(s\).*no data set"):
         registry.wait_for(2, timeout_seconds=3600.0)
     assert len(grid.sent) == 6
+    assert registry.courier.clock.now() < 60.0
 
 
 def test_samples_depend_on_seed_purpose_and_round_alone() -> None:

@@ -109,10 +109,10 @@ def test_hostile_payloads_are_refused_by_name(payload: bytes, message: str) -> N
 )
 def test_hostile_payloads_cost_little(payload: bytes) -> None:
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(WireError):
         wire.decode(payload)
-    seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40 << 20
     assert seconds < 5
