@@ -10,7 +10,9 @@ of processor time), which a device with 512 MB has no room for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -77,6 +79,33 @@ class ResNet18(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))
+
+
+class _ClampInPlace(torch.autograd.Function):
+    """min(max(x, 0), 6) in place, its gradient taken from the output.
+
+    The output is 0 or 6 where the input is at or beyond the bounds: the gradient is the same to the
+    last bit. Torch's own operation keeps a copy of its input, one more map for each layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        x.clamp_(0.0, 6.0)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradients[0], output, 0.0, 6.0)
+
+
+class ReLU6(nn.Module):
+    """ReLU6, in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ClampInPlace.apply(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class InvertedResidual(nn.Module):
@@ -153,5 +182,5 @@ def _convolution(
             bias=False,
         ),
         nn.BatchNorm2d(channels),
-        nn.ReLU6(inplace=True),
+        ReLU6(),
     )

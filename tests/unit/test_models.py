@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, ResNet18_Weights, mobilenet_v2, resnet18
 
-from common.blocks import BasicBlock
+from common.blocks import BasicBlock, ReLU6
 from common.errors import UserError
 from common.models import (
     MODEL_NAMES,
@@ -341,3 +341,32 @@ def test_blocks_of_the_cifar_resnets_are_those_of_torchvision() -> None:
     projected = [name for name, block in blocks.items() if block.downsample is not None]
     assert projected == ["layer2.0", "layer3.0"]
     assert [block.conv1.stride[0] for block in blocks.values()] == [1, 1, 1, 2, 1, 1, 2, 1, 1]
+
+
+def test_relu6_is_torchs_to_the_last_bit() -> None:
+    """Below, at, within and beyond the bounds; a gradient of one passes within only: 1 and 5.5."""
+    values = torch.tensor([-1.0, 0.0, 1.0, 5.5, 6.0, 7.0])
+    ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
+    # In place on an intermediate result: a leaf that needs gradients can't be written to.
+    output, expected = ReLU6()(ours * 1.0), nn.functional.relu6(theirs)
+    output.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(output, expected)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.equal(ours.grad, theirs.grad)
+    assert ours.grad.tolist() == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_relu6_keeps_no_copy() -> None:
+    values = torch.tensor([-1.0, 7.0], requires_grad=True) * 1.0
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = ReLU6()(values)
+    assert output is values
+    assert kept == [values.data_ptr()]

@@ -1,0 +1,52 @@
+"""Batch normalisation folded into the convolutions before it: a frozen model's pass, faster.
+
+In eval mode batch normalisation is y = gamma (x - mean) / sqrt(variance + epsilon) + beta, and x
+is linear in the weights of the convolution before it. That convolution with its weights times
+gamma / sqrt(variance + epsilon) and a bias gives y but for rounding, with one pass over memory less
+(Jacob et al., CVPR 2018, section 3.2).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+@torch.no_grad()
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A frozen copy of ``model`` in eval mode, batch normalisation folded into its convolutions.
+
+    Other layers keep their names and outputs; in place of a batch normalisation is an identity.
+    The copy's state is not that of the architecture any more: it is not for saving.
+
+    Args:
+        model: float; every batch normalisation comes right behind the convolution whose output
+            it takes, as in all models of `common.models`.
+
+    Raises:
+        ValueError: a batch normalisation that does not.
+    """
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    before: nn.Module | None = None
+    for name, module in list(folded.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            if not isinstance(before, nn.Conv2d) or before.out_channels != module.num_features:
+                raise ValueError(f"{name}: there is no convolution right before it")
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            before.weight, before.bias = fuse_conv_bn_weights(
+                before.weight,
+                before.bias,
+                module.running_mean,
+                module.running_var,
+                module.eps,
+                module.weight,
+                module.bias,
+            )
+            folded.set_submodule(name, nn.Identity())
+        if not list(module.children()):
+            before = module
+    return folded

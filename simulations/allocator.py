@@ -1,0 +1,27 @@
+"""Memory that training frees stays with the process: the next step takes it without page faults.
+
+Feature maps are large blocks, which glibc gives back to the system at once. Each of the next step's
+then comes as pages that fault one by one when first written, a quarter of the time of MobileNetV2's
+step (docs/results/optimisations.md). The peak is 6 % higher, for blocks that fit into no gap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+"""glibc's malloc.h."""
+
+LARGEST_KEPT = 2**30
+"""A block above this, a data set rather than a feature map, is given back."""
+
+
+def keep_freed_memory() -> None:
+    """Tell the allocator of this process, if it is glibc's; others are left as they are."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
