@@ -30,6 +30,7 @@ from client.state import (
 from client.teacher_views import TeacherViews
 from client.trainer import DivergedError, TrainingResult, TrainingTask, train
 from common.config import Config, CoresetConfig
+from common.folding import fold_batch_norm
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
 from common.models import load_state, model_state
@@ -263,7 +264,7 @@ def _train_on_coresets(
 
 
 def _teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module | None:
-    """The float teacher in eval mode; a payload in the request is kept for the rounds to come."""
+    """The frozen float teacher; a payload in the request is kept for the rounds to come."""
     store = TeacherStore()
     state = decode_state(request.teacher) if request.teacher else store.load(request.teacher_hash)
     if state is None:
@@ -272,7 +273,7 @@ def _teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module
         raise ValueError("the teacher's payload does not have the announced hash")
     teacher = float_model(config, device)
     load_state(teacher, state)
-    return teacher.eval().requires_grad_(False)
+    return fold_batch_norm(teacher)
 
 
 def _encode(

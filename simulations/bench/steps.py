@@ -18,6 +18,7 @@ from common.augmentation import normalize
 from common.config import Config
 from common.datasets import Dataset
 from common.errors import UserError
+from common.folding import fold_batch_norm
 from common.seeding import torch_generator
 from simulations.bench import noise
 from simulations.bench.peers import PEERS, NotExpressibleError
@@ -47,7 +48,7 @@ def benchmarks(sizes: Sizes) -> list[Benchmark]:
 def _compare(sizes: Sizes, model: str, weight_bits: int, activation_bits: int) -> list[Row]:
     dataset = noise.images(sizes.step_batch * sizes.steps_per_measurement, sizes.image_side)
     subject = f"{model} {weight_bits}w{activation_bits}a, batch {sizes.step_batch}"
-    teacher = noise.float_model(model).eval()
+    teacher = fold_batch_norm(noise.float_model(model))
     prepared = noise.quantized_model(model, weight_bits, activation_bits, dataset)
     steps = partial(training, sizes, dataset)
     quantized = steps(prepared, teacher)

@@ -21,6 +21,7 @@ from common.checkpoints import content_hash, load_checkpoint, resolve_teacher
 from common.config import Config, DataConfig, ModelConfig
 from common.datasets import Dataset, ImageSet, load_dataset
 from common.errors import UserError
+from common.folding import fold_batch_norm
 from common.inference import predict_logits
 from common.models import create_model, load_state
 from common.qat import prepare
@@ -85,11 +86,11 @@ class Workbench:
         )
         model = float_model(config.name, dataset).to(self.device)
         load_state(model, state)
-        model.eval().requires_grad_(False)
+        folded = fold_batch_norm(model)
         return Teacher(
-            model=model,
+            model=folded,
             state=state,
-            accuracy=top1(model, dataset.test, dataset),
+            accuracy=top1(folded, dataset.test, dataset),
             content_hash=content_hash(state),
         )
 
