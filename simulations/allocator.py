@@ -2,7 +2,7 @@
 
 Feature maps are large blocks, which glibc gives back to the system at once. Each of the next step's
 then comes as pages that fault one by one when first written, a quarter of the time of MobileNetV2's
-step (docs/results/optimisations.md). The peak is 6 % higher, for blocks that fit into no gap.
+step (docs/results/bench.md). The peak is 6 % higher, for blocks that fit into no gap.
 """
 
 from __future__ import annotations

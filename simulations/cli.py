@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from common.errors import UserError
+from simulations.allocator import keep_freed_memory
 from simulations.arguments import add_settings_argument
 from simulations.bench.command import add_bench_command
 from simulations.comparison.command import add_compare_command, add_report_command
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read when torch is loaded, later. Server and workers share the cores: a thread that spins
     # while it waits made evaluations up to a hundred times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     try:
         return int(options.command(options))
     except UserError as error:

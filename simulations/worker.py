@@ -22,6 +22,8 @@ from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
+from simulations.allocator import keep_freed_memory
+
 FIRST_NODE_ID = 2
 """Node id of partition 0; Flower keeps 0 and 1 for itself."""
 
@@ -129,6 +131,7 @@ def serve(fleet: Fleet, requests: connection.Connection) -> None:
     """The main function of a worker process: answer messages until the pipe closes."""
     import torch  # see WorkerPool on why late
 
+    keep_freed_memory()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(fleet.threads)
     app = fleet.load()
