@@ -195,12 +195,14 @@ class TestTeacher:
         computed = []
         outputs = TeacherStore.outputs
 
-        def count(store: TeacherStore, teacher_hash: str, images: Any, compute: Any) -> Any:
+        def count(
+            store: TeacherStore, teacher_hash: str, images: Any, compute: Any, precision: str
+        ) -> Any:
             def counted() -> Any:
                 computed.append(teacher_hash)
                 return compute()
 
-            return outputs(store, teacher_hash, images, counted)
+            return outputs(store, teacher_hash, images, counted, precision)
 
         monkeypatch.setattr(TeacherStore, "outputs", count)
         config, records = make_config(coreset__interval=1), RecordDict()
