@@ -18,11 +18,14 @@ from torch.nn import functional
 TINY = 1e-12
 """Floor of a probability under a logarithm."""
 
-TEACHER_FREE = frozenset({"random", "full", "evs", "entropy"})
-"""Selections that need no teacher outputs."""
+ONLINE = "res-online"
+"""The selection whose scores are those that training came upon by itself."""
 
-MODEL_FREE = frozenset({"random", "full"})
-"""Selections that need no model at all."""
+MODEL_FREE = frozenset({"random", "full", ONLINE})
+"""Selections that run no model."""
+
+TEACHER_FREE = MODEL_FREE | {"evs", "entropy"}
+"""Selections that need no teacher outputs."""
 
 STUDENT_FREE = MODEL_FREE | {"el2n"}
 """Selections that need no outputs of the quantized model."""
@@ -164,4 +167,5 @@ class Coreset:
     weights: Tensor | None = None
     """[k], mean 1: how much each sample counts in the loss; None: all the same."""
     scores: Tensor | None = None
-    """[n], smoothed scores of all images, NaN where one was never scored; None: not kept."""
+    """[n], scores of all images, NaN where one was never scored; None: not kept. Those of `ONLINE`
+    go on changing while the coreset is trained on."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from client.coreset import STUDENT_FREE, Coreset
+from client.coreset import ONLINE, STUDENT_FREE, Coreset
 from client.selection import (
     choose_coreset,
     draw_pool,
     due_epoch,
     has_scored,
     needs_teacher_outputs,
+    note_scores,
     selection_at,
 )
 from client.teacher_views import TeacherViews
@@ -130,6 +132,10 @@ def train_on_coresets(
         if views is not None:
             num_epochs, view = 1, views.at(coreset, epoch, dataset, augment=task.augment)
         part = replace(task, first_epoch=epoch, num_epochs=num_epochs)
+        on_outputs = None
+        if config.selection == ONLINE:
+            assert coreset.scores is not None
+            on_outputs = partial(note_scores, coreset.scores, config.smoothing)
         with training:
             total = total + train(
                 student,
@@ -143,6 +149,7 @@ def train_on_coresets(
                 anchors=anchors,
                 weights=_weights_by_image(coreset, len(images)),
                 view=view,
+                on_outputs=on_outputs,
                 on_progress=on_progress,
             )
         epoch += part.num_epochs

@@ -258,6 +258,7 @@ def _train_on_coresets(
         on_coreset=lambda coreset: save_coreset(records, coreset),
         on_progress=on_progress,
     )
+    save_coreset(records, outcome.coreset)  # again: training may have changed its scores
     if views is not None:
         save_teacher_views(records, outcome.coreset, views.to_keep())
     return outcome

@@ -44,11 +44,11 @@ class Candidates:
     """int64 [n]."""
     quotas: Tensor
     """How many of every group will be taken, int64 [groups]."""
-    p_teacher: Tensor
-    """The teacher's softmax outputs [n, classes]."""
-    drop_hardest: float
+    p_teacher: Tensor | None = None
+    """The teacher's softmax outputs [n, classes], for clusters."""
+    drop_hardest: float = 0.0
     """Share of every group that is left out, the highest scores."""
-    hard_share: float
+    hard_share: float = 0.0
     """Share of a mixed coreset that is taken by the highest score."""
 
 
@@ -138,6 +138,7 @@ def clustered(candidates: Candidates, generator: torch.Generator) -> Tensor:
     Clusters are those of k-means on sqrt(p_T), whose Euclidean distance is, up to a factor, the
     Hellinger distance of two outputs.
     """
+    assert candidates.p_teacher is not None
     points = candidates.p_teacher.sqrt()
     clusters = torch.zeros_like(candidates.groups)
     for group, quota in enumerate(candidates.quotas.tolist()):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from client.coreset import (
     MODEL_FREE,
+    ONLINE,
     STUDENT_FREE,
     TEACHER_FREE,
     Coreset,
@@ -20,7 +21,7 @@ from client.coreset import (
     smooth_scores,
     top_of_groups,
 )
-from client.sampling import SAMPLERS, Candidates, importance_weights
+from client.sampling import SAMPLERS, Candidates, importance_weights, sampled
 from common.config import CoresetConfig, pool_factor
 from common.datasets import Dataset, ImageSet
 from common.inference import EVALUATION_BATCH, predict_logits
@@ -68,9 +69,16 @@ def choose_coreset(
     labels = images.labels if candidates is None else images.labels[candidates]
     groups = balance_groups(labels, balanced=config.balanced)
     scores_to_keep = weights = None
-    if config.selection in MODEL_FREE:
+    if config.selection == "random":
         priorities = torch.rand(len(labels), generator=generator)
         chosen = top_of_groups(priorities, groups, quotas)
+    elif config.selection == ONLINE:
+        scores_to_keep = _earlier_scores(previous, len(images))
+        known = Candidates(scores=_filled(scores_to_keep), groups=groups, quotas=quotas)
+        priorities = sampled(known, generator)
+        chosen = top_of_groups(priorities, groups, quotas)
+        if config.importance_weights:
+            weights = importance_weights(known, priorities, chosen)
     else:
         p_quantized = None
         if config.selection not in STUDENT_FREE:
@@ -86,15 +94,15 @@ def choose_coreset(
         if teacher_outputs is None and needs_teacher_outputs(config.selection):
             raise ValueError(f"selection {config.selection!r} needs the teacher's outputs")
         # A score that does not look at one of the two is given the other in its place.
-        known = teacher_outputs if p_quantized is None else p_quantized
-        assert known is not None
-        p_teacher = known if teacher_outputs is None else teacher_outputs
+        p_known = teacher_outputs if p_quantized is None else p_quantized
+        assert p_known is not None
+        p_teacher = p_known if teacher_outputs is None else teacher_outputs
         if config.selection in SAMPLERS:
-            scores = relative_entropy_score(known, p_teacher)
+            scores = relative_entropy_score(p_known, p_teacher)
         else:
             scores = sample_scores(
                 config.selection,
-                p_quantized=known,
+                p_quantized=p_known,
                 p_teacher=p_teacher,
                 labels=labels,
                 epoch=epoch,
@@ -133,6 +141,32 @@ def _earlier_scores(previous: Coreset | None, num_images: int) -> Tensor:
     if previous is None or previous.scores is None:
         return torch.full((num_images,), math.nan)
     return previous.scores.clone()
+
+
+def _filled(scores: Tensor) -> Tensor:
+    """Scores [n] with the mean of the known ones in place of NaN; 1 where none is known."""
+    mean = scores.nanmean().nan_to_num(1.0)
+    return torch.where(scores.isnan(), mean, scores)
+
+
+@torch.no_grad()
+def note_scores(
+    scores: Tensor, smoothing: float, chosen: Tensor, logits: Tensor, teacher_logits: Tensor
+) -> None:
+    """Write the RES of images that have just been trained on, in place.
+
+    Their logits are those of the training pass: of augmented images, and of a model that
+    normalises by the batch's statistics.
+
+    Args:
+        scores: [n] of all images of the device, NaN where there is none yet.
+        smoothing: weight of the earlier scores.
+        chosen: int64 [b], the images of the pass.
+        logits: the student's [b, classes].
+        teacher_logits: [b, classes].
+    """
+    new = relative_entropy_score(logits.float().softmax(1), teacher_logits.float().softmax(1))
+    scores[chosen] = smooth_scores(new.cpu(), scores[chosen], smoothing)
 
 
 def draw_pool(config: CoresetConfig, labels: Tensor, generator: torch.Generator) -> Tensor | None:

@@ -144,7 +144,7 @@ def load_coreset(records: RecordDict, num_images: int) -> Coreset | None:
     if len(indices) and int(indices.max()) >= num_images:
         return None
     extras = {
-        name: torch.from_numpy(arrays[name].numpy()) if name in arrays else None
+        name: torch.tensor(arrays[name].numpy()) if name in arrays else None
         for name in ("weights", "scores")
     }
     if extras["scores"] is not None and len(extras["scores"]) != num_images:

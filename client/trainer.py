@@ -117,6 +117,7 @@ def train(
     anchors: Anchors | None = None,
     weights: Tensor | None = None,
     view: TeacherView | None = None,
+    on_outputs: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on ``images[indices]``.
@@ -138,6 +139,8 @@ def train(
         weights: [n] by image, mean 1 over ``indices``: how much each counts; None: all the same.
         view: that all epochs show of the images, with the teacher's logits that are kept of it
             (not with a correction); None: a new one in every epoch.
+        on_outputs: called after every pass with the images' indices [b] and the logits [b, classes]
+            of student and teacher; needs a teacher.
         on_progress: called in every step with the share of all rounds' epochs that is done.
 
     Raises:
@@ -189,6 +192,8 @@ def train(
                         targets = teacher_tap.take()
                 with forward_in(task.precision, device):
                     logits = model(part_inputs)
+                if on_outputs is not None:
+                    on_outputs(chosen[part], logits.detach(), teacher_logits)
                 counts = None if weights is None else weights[chosen[part]].to(device)
                 if task.loss == "kd":
                     loss = distillation(logits.float(), teacher_logits.float(), counts)

@@ -75,10 +75,16 @@ def _check_coreset(config: Config) -> None:
             f"{training.correction!r} (only the logits that distillation alone needs are "
             f"kept, no features)"
         )
-    if coreset.importance_weights and coreset.selection != "res-sampled":
+    if coreset.selection == "res-online" and training.loss != "kd" and not is_corrected:
         raise UserError(
-            f"coreset.importance-weights = true: expected coreset.selection = 'res-sampled', "
-            f"not {coreset.selection!r} (no other draws images by known chances)"
+            f"coreset.selection = 'res-online': expected training.loss = 'kd' or a correction, not "
+            f"training.loss = {training.loss!r} alone (its scores come from training beside a "
+            f"teacher)"
+        )
+    if coreset.importance_weights and coreset.selection not in ("res-sampled", "res-online"):
+        raise UserError(
+            f"coreset.importance-weights = true: expected coreset.selection = 'res-sampled' or "
+            f"'res-online', not {coreset.selection!r} (no other draws images by known chances)"
         )
 
 

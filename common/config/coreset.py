@@ -18,6 +18,7 @@ SELECTIONS = (
     "stratified",
     "quantiles",
     "res-sampled",
+    "res-online",
     "res-mixed",
     "res-clustered",
     "random",
@@ -58,7 +59,7 @@ class CoresetConfig(Section, name="coreset"):
     smoothing: float = setting(0.0, minimum=0.0, maximum=0.99)
     """Weight of an image's earlier scores: their exponential moving average; 0: only the last."""
     importance_weights: bool = setting(False)
-    """res-sampled: images count in the loss by the inverse of their chance to be drawn."""
+    """res-sampled, res-online: an image's loss counts by the inverse of its chance to be drawn."""
     drop_hardest: float = setting(0.1, minimum=0.0, maximum=0.9)
     """stratified, quantiles, res-clustered: share with the highest scores that is left out."""
     hard_share: float = setting(0.0, minimum=0.0, maximum=1.0)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from client.coreset import Coreset, group_quotas, ranks_in_groups, top_of_groups
 from client.sampling import SAMPLERS, Candidates, importance_weights, k_means
-from client.selection import choose_coreset, draw_pool
-from common.config import Config, CoresetConfig
+from client.selection import choose_coreset, draw_pool, note_scores
+from common.config import Config, CoresetConfig, TrainingConfig
 from common.datasets import Dataset, ImageSet
 from common.errors import UserError
 
@@ -390,9 +390,80 @@ class TestImportanceWeights:
 
     def test_are_refused_for_other_selections(self) -> None:
         with pytest.raises(
-            UserError, match=r"importance-weights = true: expected .*'res-sampled', not 'quarc'"
+            UserError, match=r"importance-weights = true: expected .*'res-online', not 'quarc'"
         ):
             Config(coreset=CoresetConfig(selection="quarc", importance_weights=True))
+
+
+class TestOnline:
+    NOT_KNOWN = math.nan
+
+    def choose(self, scores: list[float] | None, seed: int, **changes: bool) -> Coreset:
+        """Three of twelve images of one class."""
+        image_set, dataset = brightness_set((12, 0))
+        previous = None
+        if scores is not None:
+            previous = Coreset(indices=torch.zeros(1).long(), epoch=0, scores=torch.tensor(scores))
+        return choose_coreset(
+            CoresetConfig(selection="res-online", fraction=0.25, balanced=False, **changes),
+            image_set,
+            dataset,
+            student=nn.Identity(),
+            teacher_outputs=None,
+            epoch=1,
+            num_epochs=2,
+            generator=generator(seed),
+            previous=previous,
+        )
+
+    def test_the_first_is_random(self) -> None:
+        """Chances are even: 200 draws of 3 from 12 take each image 50 times, give or take 6."""
+        counts = torch.zeros(12)
+        for seed in range(200):
+            coreset = self.choose(None, seed)
+            counts[coreset.indices] += 1
+            assert coreset.scores is not None
+            assert coreset.scores.isnan().all()
+        assert (counts - 50).abs().max() < 25
+
+    def test_chances_follow_the_scores_and_their_mean_where_there_are_none(self) -> None:
+        """Known are 0 of images 0-3 and 2 of 4-7, the mean 1 stands for 8-11. Over 300 draws the
+        three kinds are taken in this order, the first hardly ever (a tenth of the mean)."""
+        scores = [0.0] * 4 + [2.0] * 4 + [self.NOT_KNOWN] * 4
+        kinds = torch.zeros(3)
+        for seed in range(300):
+            coreset = self.choose(scores, seed)
+            kinds += (coreset.indices // 4).bincount(minlength=3)
+            assert coreset.scores is not None
+            assert coreset.scores.isnan().sum() == 4
+        assert kinds[0] < 120 < kinds[2] < kinds[1]
+
+    def test_weights_undo_the_chances(self) -> None:
+        coreset = self.choose([0.1] * 6 + [1.0] * 6, 0, importance_weights=True)
+        assert coreset.weights is not None
+        assert coreset.weights.mean().item() == pytest.approx(1.0)
+        easy = coreset.indices < 6
+        if easy.any() and not easy.all():
+            assert coreset.weights[easy].min() > coreset.weights[~easy].max()
+
+    def test_scores_of_a_pass_are_noted(self) -> None:
+        """KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 ln 2 + 1/2 ln 2/3 = 1/2 ln 4/3; of equals: 0.
+
+        Smoothed with a half: image 3, known as 1, becomes the mean; image 1 had no score.
+        """
+        divergence = 0.5 * math.log(4 / 3)
+        logits = torch.zeros(2, 2)
+        teacher_logits = torch.tensor([[1.0, 3.0], [1.0, 1.0]]).log()
+        for smoothing, expected in ((0.0, 0.0), (0.5, 0.5)):
+            scores = torch.tensor([9.0, self.NOT_KNOWN, 9.0, 1.0])
+            note_scores(scores, smoothing, torch.tensor([1, 3]), logits, teacher_logits)
+            assert scores.tolist() == pytest.approx([9.0, divergence, 9.0, expected], abs=1e-6)
+
+    def test_needs_a_teacher(self) -> None:
+        coreset = CoresetConfig(selection="res-online")
+        with pytest.raises(UserError, match=r"selection = 'res-online': expected .*loss = 'kd'"):
+            Config(coreset=coreset, training=TrainingConfig(loss="ce"))
+        Config(coreset=coreset, training=TrainingConfig(loss="ce", correction="mse"))
 
 
 class TestSmoothing:

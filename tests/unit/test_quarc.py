@@ -207,3 +207,21 @@ def test_weights_reach_the_loss() -> None:
     ]
     assert results[0].coreset.indices.tolist() == results[1].coreset.indices.tolist()
     assert results[0].training.loss_sum != results[1].training.loss_sum
+
+
+def test_training_leaves_the_scores_that_the_next_draw_goes_by() -> None:
+    """One epoch on 12 of 24 images: these have scores, which are the RES of their passes."""
+    config = CoresetConfig(selection="res-online", fraction=0.5, interval=1)
+    first, _ = run(config, task(0, 1, 2))
+    assert first.coreset.scores is not None
+    known = ~first.coreset.scores.isnan()
+    assert known.nonzero().squeeze(1).tolist() == first.coreset.indices.tolist()
+    assert (first.coreset.scores[known] > 0).all()
+    assert (first.num_scored, first.num_teacher_scored) == (0, 0)
+    second, _ = run(config, task(1, 1, 2), coreset=first.coreset)
+    assert second.coreset.scores is not None
+    seen_again = ~second.coreset.scores.isnan()
+    assert set(seen_again.nonzero().squeeze(1).tolist()) == {
+        *first.coreset.indices.tolist(),
+        *second.coreset.indices.tolist(),
+    }

@@ -195,14 +195,12 @@ class TestTeacher:
         computed = []
         outputs = TeacherStore.outputs
 
-        def count(
-            store: TeacherStore, teacher_hash: str, images: Any, compute: Any, precision: str
-        ) -> Any:
+        def count(store: TeacherStore, key: str, images: Any, compute: Any, *rest: Any) -> Any:
             def counted() -> Any:
-                computed.append(teacher_hash)
+                computed.append(key)
                 return compute()
 
-            return outputs(store, teacher_hash, images, counted, precision)
+            return outputs(store, key, images, counted, *rest)
 
         monkeypatch.setattr(TeacherStore, "outputs", count)
         config, records = make_config(coreset__interval=1), RecordDict()
@@ -257,6 +255,21 @@ class TestCoreset:
         assert coreset is not None
         assert coreset.epoch == 5
         assert reply.metrics["num-steps"] == 3 * -(-len(coreset.indices) // 10)
+
+    def test_scores_of_training_outlive_the_round(self, device: Device) -> None:
+        """What a round has trained on has scores in the next, which draws by them."""
+        config, records = (
+            make_config(coreset__selection="res-online", coreset__interval=1),
+            RecordDict(),
+        )
+        seen: set[int] = set()
+        for round_index in range(2):
+            answer(config, device, records, round_index=round_index)
+            coreset = load_coreset(records, NUM_TRAIN)
+            assert coreset is not None
+            assert coreset.scores is not None
+            seen |= set(coreset.indices.tolist())
+            assert set((~coreset.scores.isnan()).nonzero().squeeze(1).tolist()) == seen
 
     def test_full(self, device: Device) -> None:
         reply = answer(make_config(coreset__selection="full"), device)

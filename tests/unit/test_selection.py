@@ -131,4 +131,4 @@ class TestTeacherOutputs:
 
     def test_scores_without_a_teacher_do(self) -> None:
         free = {name for name in SELECTIONS if not needs_teacher_outputs(name)}
-        assert free == {"random", "full", "evs", "entropy"}
+        assert free == {"random", "full", "res-online", "evs", "entropy"}
