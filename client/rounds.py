@@ -16,7 +16,6 @@ from client.device import Device, float_model, quantized_model
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
 from client.selection import has_scored
 from client.state import (
-    State,
     TeacherStore,
     load_coreset,
     load_pace,
@@ -34,9 +33,10 @@ from common.folding import fold_batch_norm
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
 from common.models import load_state, model_state
-from common.qat import activation_step_names, quantized_weights
+from common.qat import activation_step_names
 from common.seeding import numpy_generator, torch_generator
-from common.updates import Metadata, decode_state, encode_codes, encode_delta, encode_float
+from common.update_choice import encode_update
+from common.updates import decode_state, encode_float
 
 OnProgress = Callable[[float], None]
 """Called in every step of a training with the share of all epochs that is done."""
@@ -131,7 +131,14 @@ def quantized_round(
         )
     except DivergedError as error:
         return _refusal(device, request, Status.DIVERGED, str(error))
-    update, residual = _encode(config, device, request, student, base, load_residual(records))
+    update, residual = encode_update(
+        config.federation,
+        student,
+        base,
+        load_residual(records),
+        numpy_generator(config.run.seed, "rounding", *_position(request, device)),
+        {"round": request.round_index, "base-hash": request.model_hash},
+    )
     save_residual(records, residual)
     if _is_paced(config) and device.pace is None:
         save_pace(records, _measured_pace(outcome))
@@ -275,36 +282,6 @@ def _teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module
     teacher = float_model(config, device)
     load_state(teacher, state)
     return fold_batch_norm(teacher)
-
-
-def _encode(
-    config: Config,
-    device: Device,
-    request: TrainRequest,
-    student: nn.Module,
-    base: State,
-    residual: State,
-) -> tuple[bytes, State]:
-    """The update's payload and what it lost, to be fed back (empty without error feedback)."""
-    federation = config.federation
-    state = model_state(student)
-    metadata: Metadata = {"round": request.round_index, "base-hash": request.model_hash}
-    lost: State = {}
-    if federation.update_format == "codes":
-        payload = encode_codes(state, quantized_weights(student), metadata)
-    elif federation.update_format == "delta":
-        generator = numpy_generator(config.run.seed, "rounding", *_position(request, device))
-        payload, lost = encode_delta(
-            state,
-            base,
-            federation.delta_bits,
-            residual or None,
-            generator,
-            metadata,
-        )
-    else:
-        payload = encode_float(state, "float32", metadata)
-    return payload, lost if federation.error_feedback else {}
 
 
 def _position(request: TrainRequest, device: Device) -> tuple[int, ...]:

@@ -13,10 +13,11 @@ from common.checkpoints import content_hash
 from common.config import Config
 from common.errors import UserError
 from common.messages import NUM_EXAMPLES, Reply, Stage, TrainRequest, record_bytes
-from common.models import create_model, model_state
-from common.qat import calibrate, prepare, quantized_weights
+from common.models import create_model, load_state, model_state
+from common.qat import calibrate, prepare
 from common.seeding import numpy_generator, torch_generator
-from common.updates import encode_codes, encode_delta, encode_float, encode_int8
+from common.update_choice import encode_update
+from common.updates import Metadata, encode_float, encode_int8
 
 INPUTS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "digits": (10, (1, 8, 8)),
@@ -103,7 +104,7 @@ def measure_messages(config: Config) -> MessageSizes:
         first_request_bytes=record_bytes(first.to_record()),
         reply_bytes=record_bytes(_reply(request, _update(config, student, base, digest))),
         float32_reply_bytes=record_bytes(
-            _reply(request, encode_float(base, "float32", {"round": 0}))
+            _reply(request, encode_float(base, "float32", {"round": 0, "base-hash": digest}))
         ),
     )
 
@@ -120,22 +121,14 @@ def _update(
     """A changed model in the configured update format."""
     generator = numpy_generator(config.run.seed, "plan-update")
     changed = {
-        name: values + np.float32(CHANGE) * generator.standard_normal(values.shape, np.float32)
+        name: np.asarray(
+            values + np.float32(CHANGE) * generator.standard_normal(values.shape, np.float32)
+        )
         for name, values in base.items()
     }
-    federation = config.federation
-    if federation.update_format == "codes":
-        return encode_codes(base, quantized_weights(student), {"round": 0})
-    if federation.update_format == "delta":
-        return encode_delta(
-            changed,
-            base,
-            federation.delta_bits,
-            None,
-            generator,
-            {"round": 0, "base-hash": base_hash},
-        )[0]
-    return encode_float(changed, "float32", {"round": 0})
+    load_state(student, changed)
+    metadata: Metadata = {"round": 0, "base-hash": base_hash}
+    return encode_update(config.federation, student, base, {}, generator, metadata)[0]
 
 
 def _reply(request: TrainRequest, update: bytes) -> RecordDict:

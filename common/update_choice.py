@@ -1,0 +1,43 @@
+"""A device's update in the format that is configured."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from common.config import FederationConfig
+from common.models import model_state
+from common.qat import quantized_weights
+from common.updates import Metadata, State, encode_codes, encode_delta, encode_float
+
+
+def encode_update(
+    federation: FederationConfig,
+    student: nn.Module,
+    base: State,
+    residual: State,
+    generator: np.random.Generator,
+    metadata: Metadata,
+) -> tuple[bytes, State]:
+    """The payload of what a device has trained, and what rounding lost of it.
+
+    Args:
+        federation: says the format.
+        student: the trained model, prepared for quantization.
+        base: what the device was sent: the student's entries, name -> float32 array.
+        residual: what the device's last update lost; empty: nothing.
+        generator: dither of a rounded change.
+        metadata: sent along.
+
+    Returns:
+        The payload, and the new residual: empty without error feedback or where nothing is rounded.
+    """
+    state = model_state(student)
+    if federation.update_format == "codes":
+        return encode_codes(state, quantized_weights(student), metadata), {}
+    if federation.update_format == "float32":
+        return encode_float(state, "float32", metadata), {}
+    payload, lost = encode_delta(
+        state, base, federation.delta_bits, residual or None, generator, metadata
+    )
+    return payload, lost if federation.error_feedback else {}
