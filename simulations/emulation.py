@@ -19,6 +19,7 @@ from common.devices import JOULES_PER_WH, DeviceProfile, TaskCost, task_joules
 from common.errors import UserError
 from common.seeding import numpy_generator
 from simulations.fleet import DeviceFleet
+from simulations.settling import settle
 
 
 class Fate(StrEnum):
@@ -32,6 +33,10 @@ class Fate(StrEnum):
     """Enough others were faster (over-selection)."""
     FAILED = "failed"
     """It broke off."""
+
+
+FATES = tuple(Fate)
+"""In the order of `simulations.settling`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,34 +136,25 @@ def doomed(attempt: Attempt, deadline: float) -> Fate | None:
     return Fate.FAILED if math.isfinite(attempt.fails_after) else None
 
 
-def settle(
+def settle_attempts(
     attempts: Sequence[Attempt], *, num_wanted: int, deadline: float
 ) -> tuple[list[Attempt], float]:
-    """Who made it, and the virtual seconds that the round took.
+    """Who made it (see `settle`), and the virtual seconds that the round took.
 
-    The first ``num_wanted`` replies within the deadline are used, and the last of them ends the
-    round. With fewer, the round ends at the deadline or, if nothing is late, when the server has
-    heard of every device: it notices a device that breaks off at once.
+    Of devices with the same time the one with the smaller partition id comes first.
     """
-    order = sorted(
-        range(len(attempts)),
-        key=lambda index: (attempts[index].virtual_seconds, attempts[index].partition_id),
+    in_order = sorted(range(len(attempts)), key=lambda index: attempts[index].partition_id)
+    fates, round_seconds = settle(
+        np.array([attempts[index].virtual_seconds for index in in_order], dtype=np.float64),
+        np.array(
+            [math.isfinite(attempts[index].fails_after) for index in in_order], dtype=np.bool_
+        ),
+        num_wanted=num_wanted,
+        deadline=deadline,
     )
     settled = list(attempts)
-    num_used, round_seconds, someone_late = 0, 0.0, False
-    for index in order:
-        attempt = attempts[index]
-        if deadline and attempt.virtual_seconds > deadline:
-            fate, someone_late = Fate.LATE, True
-        elif num_used == num_wanted:
-            fate = Fate.SURPLUS
-        else:
-            round_seconds = attempt.virtual_seconds
-            fate = Fate.FAILED if math.isfinite(attempt.fails_after) else Fate.TRAINED
-            num_used += fate is Fate.TRAINED
-        settled[index] = replace(attempt, fate=fate)
-    if someone_late and num_used < num_wanted:
-        round_seconds = deadline
+    for index, fate in zip(in_order, fates.tolist(), strict=True):
+        settled[index] = replace(attempts[index], fate=FATES[fate])
     return settled, round_seconds
 
 

@@ -27,7 +27,14 @@ from common.errors import UserError
 from common.messages import NUM_EXAMPLES, REQUEST, Reply, Stage, message_bytes
 from server.grid_view import GridView
 from simulations.clock import VirtualClock
-from simulations.emulation import Attempt, Emulation, Fate, doomed, require_possible, settle
+from simulations.emulation import (
+    Attempt,
+    Emulation,
+    Fate,
+    doomed,
+    require_possible,
+    settle_attempts,
+)
 from simulations.fleet_task import FleetTask
 from simulations.worker import FIRST_NODE_ID
 from simulations.workload import Workload
@@ -142,7 +149,7 @@ class FleetGrid(GridView):
             )
 
         num_wanted = math.ceil(len(messages) / self.config.fleet.over_selection)
-        settled, round_seconds = settle(
+        settled, round_seconds = settle_attempts(
             list(attempts.values()), num_wanted=num_wanted, deadline=deadline
         )
         self.clock.sleep(round_seconds)

@@ -8,7 +8,7 @@ from flwr.app import Message
 
 from common.devices import TaskCost
 from common.messages import Stage
-from simulations.emulation import Attempt, doomed, settle
+from simulations.emulation import Attempt, doomed, settle_attempts
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ class FleetTask:
         self._settle()
 
     def _settle(self) -> None:
-        (self.attempt,), self.virtual_seconds = settle(
+        (self.attempt,), self.virtual_seconds = settle_attempts(
             [self.attempt], num_wanted=1, deadline=self.limit
         )
         self.ends = self.starts + self.virtual_seconds

@@ -27,8 +27,8 @@ from simulations.emulation import Attempt, Emulation, require_possible
 from simulations.fleet import check_fleet
 from simulations.planner.payload import MessageSizes
 from simulations.planner.planned_round import PlannedRound
-from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED, settle_arrays
 from simulations.planner.traffic import LoadCurve
+from simulations.settling import FAILED, LATE, SURPLUS, TRAINED, settle
 from simulations.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -182,7 +182,7 @@ class FleetPlan:
             costs.append(cost)
             seconds[at] = heard
         num_wanted = math.ceil(len(asked) / fleet.over_selection)
-        fates, round_seconds = settle_arrays(
+        fates, round_seconds = settle(
             seconds, fails, num_wanted=num_wanted, deadline=fleet.deadline
         )
         self._has_teacher[asked[fates == TRAINED]] = True

@@ -12,7 +12,7 @@ import numpy as np
 from simulations.paper.table import TextTable
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.rounds import FleetPlan
-from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED
+from simulations.settling import FAILED, LATE, SURPLUS, TRAINED
 
 JOULES_PER_KWH = 3.6e6
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)

@@ -8,7 +8,14 @@ import pytest
 from common.devices import Availability, DeviceProfile, TaskCost, task_cost
 from common.errors import UserError
 from simulations.clock import VirtualClock
-from simulations.emulation import Attempt, Emulation, Fate, doomed, require_possible, settle
+from simulations.emulation import (
+    Attempt,
+    Emulation,
+    Fate,
+    doomed,
+    require_possible,
+    settle_attempts,
+)
 from simulations.fleet import DeviceFleet, FleetClass
 
 
@@ -44,31 +51,33 @@ def attempt(partition_id: int, seconds: float, fails_after: float = math.inf) ->
 
 class TestSettle:
     def test_all_are_waited_for(self) -> None:
-        settled, seconds = settle([attempt(0, 7.0), attempt(1, 3.0)], num_wanted=2, deadline=0.0)
+        settled, seconds = settle_attempts(
+            [attempt(0, 7.0), attempt(1, 3.0)], num_wanted=2, deadline=0.0
+        )
         assert [a.fate for a in settled] == [Fate.TRAINED, Fate.TRAINED]
         assert seconds == 7.0
 
     def test_a_deadline_drops_the_late(self) -> None:
         attempts = [attempt(0, 7.0), attempt(1, 3.0), attempt(2, 5.0)]
-        settled, seconds = settle(attempts, num_wanted=3, deadline=5.0)
+        settled, seconds = settle_attempts(attempts, num_wanted=3, deadline=5.0)
         assert [a.fate for a in settled] == [Fate.LATE, Fate.TRAINED, Fate.TRAINED]
         assert seconds == 5.0
 
     def test_a_round_ends_before_its_deadline_when_nobody_is_left(self) -> None:
-        settled, seconds = settle([attempt(0, 4.0)], num_wanted=1, deadline=10.0)
+        settled, seconds = settle_attempts([attempt(0, 4.0)], num_wanted=1, deadline=10.0)
         assert [a.fate for a in settled] == [Fate.TRAINED]
         assert seconds == 4.0
 
     def test_the_first_replies_are_enough(self) -> None:
         """Three are asked for two: the slowest is not waited for."""
         attempts = [attempt(0, 7.0), attempt(1, 3.0), attempt(2, 5.0)]
-        settled, seconds = settle(attempts, num_wanted=2, deadline=0.0)
+        settled, seconds = settle_attempts(attempts, num_wanted=2, deadline=0.0)
         assert [a.fate for a in settled] == [Fate.SURPLUS, Fate.TRAINED, Fate.TRAINED]
         assert seconds == 5.0
 
     def test_a_spare_device_replaces_one_that_fails(self) -> None:
         attempts = [attempt(0, 7.0), attempt(1, 3.0, fails_after=2.0), attempt(2, 5.0)]
-        settled, seconds = settle(attempts, num_wanted=2, deadline=0.0)
+        settled, seconds = settle_attempts(attempts, num_wanted=2, deadline=0.0)
         assert [a.fate for a in settled] == [Fate.TRAINED, Fate.FAILED, Fate.TRAINED]
         assert seconds == 7.0
 
@@ -110,7 +119,7 @@ class TestSettle:
                 )
                 for i in range(16)
             ]
-            clock.sleep(settle(attempts, num_wanted=16, deadline=0.0)[1])
+            clock.sleep(settle_attempts(attempts, num_wanted=16, deadline=0.0)[1])
         assert clock.now() / num_rounds == pytest.approx(expected, rel=0.02)
 
 

@@ -12,7 +12,7 @@ from common.devices import Availability, DeviceProfile, task_cost
 from common.errors import UserError
 from common.messages import Stage
 from common.settings import Scalar
-from simulations.emulation import Attempt, Emulation, Fate, doomed, settle
+from simulations.emulation import Attempt, Emulation, Fate, doomed, settle_attempts
 from simulations.fleet import DeviceFleet, FleetClass
 from simulations.flops import ModelFlops
 from simulations.planner.payload import MessageSizes
@@ -230,7 +230,9 @@ def event_by_event(
                 attempt = replace(attempt, cost=cost)
             attempts.append(attempt)
         wanted = math.ceil(len(attempts) / config.fleet.over_selection)
-        settled, seconds = settle(attempts, num_wanted=wanted, deadline=config.fleet.deadline)
+        settled, seconds = settle_attempts(
+            attempts, num_wanted=wanted, deadline=config.fleet.deadline
+        )
         joules = math.fsum(emulation.spend(attempt, seconds) for attempt in settled)
         counts = dict.fromkeys(Fate, 0)
         for attempt in settled:

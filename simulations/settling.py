@@ -1,4 +1,4 @@
-"""Who makes it in a round, for very many devices: the rules of `simulations.emulation.settle`."""
+"""Who makes it in a round: on arrays, so that a plan has it for a million devices as well."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TRAINED, LATE, SURPLUS, FAILED = range(4)
 """As `simulations.emulation.Fate`, in its order."""
 
 
-def settle_arrays(
+def settle(
     virtual_seconds: NDArray[np.float64],
     fails: NDArray[np.bool_],
     *,

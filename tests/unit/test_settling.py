@@ -1,23 +1,18 @@
-"""Tests of simulations.planner.settling: the emulation's rules, on arrays."""
-
-import math
+"""Tests of simulations.settling."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.devices import TaskCost
-from simulations.emulation import Attempt, Fate, settle
-from simulations.planner.settling import FAILED, LATE, SURPLUS, TRAINED, settle_arrays
-
-FATES = list(Fate)
+from simulations.emulation import FATES, Fate
+from simulations.settling import FAILED, LATE, SURPLUS, TRAINED, settle
 
 
 def fates_of(
     seconds: list[float], fails: list[bool], num_wanted: int, deadline: float
 ) -> tuple[list[int], float]:
-    fates, round_seconds = settle_arrays(
+    fates, round_seconds = settle(
         np.array(seconds), np.array(fails, dtype=bool), num_wanted=num_wanted, deadline=deadline
     )
     return fates.tolist(), round_seconds
@@ -52,33 +47,44 @@ def test_of_equal_times_the_first_come_first() -> None:
     assert seconds == 3.0
 
 
+def heard_one_by_one(
+    devices: list[tuple[int, bool]], num_wanted: int, deadline: float
+) -> tuple[list[int], float]:
+    """The rules as a server lives through them, one device after the other."""
+    fates, round_seconds = [LATE] * len(devices), 0.0
+    for index in sorted(range(len(devices)), key=lambda index: devices[index][0]):
+        seconds, fails = devices[index]
+        if deadline and seconds > deadline:
+            break
+        if fates.count(TRAINED) == num_wanted:
+            fates[index] = SURPLUS
+        else:
+            fates[index] = FAILED if fails else TRAINED
+            round_seconds = float(seconds)
+    if LATE in fates and fates.count(TRAINED) < num_wanted:
+        round_seconds = deadline
+    return fates, round_seconds
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=14),
     st.integers(1, 14),
     st.sampled_from([0.0, 0.5, 3.0, 4.5]),
 )
-def test_the_rules_are_the_emulations(
+def test_all_at_once_or_one_by_one(
     devices: list[tuple[int, bool]], num_wanted: int, deadline: float
 ) -> None:
     """Whole seconds, so that many devices have the same time."""
-    attempts = [
-        Attempt(
-            partition_id=index,
-            cost=TaskCost(
-                virtual_download_seconds=0.0,
-                virtual_compute_seconds=10.0 if fails else float(seconds),
-                virtual_upload_seconds=0.0,
-            ),
-            fails_after=float(seconds) if fails else math.inf,
-        )
-        for index, (seconds, fails) in enumerate(devices)
-    ]
-    settled, expected_seconds = settle(attempts, num_wanted=num_wanted, deadline=deadline)
-    fates, seconds = fates_of(
-        [float(seconds) for seconds, _ in devices],
-        [fails for _, fails in devices],
-        num_wanted,
-        deadline,
+    seconds, fails = [float(seconds) for seconds, _ in devices], [fails for _, fails in devices]
+    assert fates_of(seconds, fails, num_wanted, deadline) == heard_one_by_one(
+        devices, num_wanted, deadline
     )
-    assert [FATES[fate] for fate in fates] == [attempt.fate for attempt in settled]
-    assert seconds == expected_seconds
+
+
+def test_fates_have_the_emulations_names() -> None:
+    assert [FATES[fate] for fate in (TRAINED, LATE, SURPLUS, FAILED)] == [
+        Fate.TRAINED,
+        Fate.LATE,
+        Fate.SURPLUS,
+        Fate.FAILED,
+    ]
