@@ -6,20 +6,23 @@ scenarios may be added later; what is there already must mean the same.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from simulations.comparison.records import is_finished, is_run_folder, read_settings
 from simulations.comparison.sweep import PlannedRun, Sweep
+from simulations.file_lock import hold
 from simulations.paper.results import write_atomically
 
 FORMAT = 1
 COMPARISON_FILE = "comparison.json"
 RUN_FOLDER = "runs"
+LOCK_FILE = ".lock"
 
 
 class ComparisonFolder:
@@ -35,20 +38,42 @@ class ComparisonFolder:
 
     def __init__(self, path: Path, sweeps: Sequence[Sweep]) -> None:
         self.path = path
-        recorded = _read(path)
-        if recorded is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        self._sweeps = sweeps
+        self._content = self._recorded_and_mine()
+
+    def _recorded_and_mine(self) -> dict[str, Any]:
+        """What the folder remembers from now on."""
+        path, recorded = self.path, _read(self.path)
+        is_new = not path.exists() or (path.is_dir() and _names(path) <= {LOCK_FILE})
+        if recorded is None and not is_new:
             raise UserError(
                 f"{path} is no folder of a comparison: expected a new or empty folder, or one with "
                 f"a {COMPARISON_FILE}"
             )
-        mine = describe(sweeps)
+        mine = describe(self._sweeps)
         difference = first_difference(recorded or mine, mine)
         if difference is not None:
             raise UserError(
                 f"{path} was made with other settings: {difference}; give another folder with --out"
             )
         earlier = {} if recorded is None else recorded["scenarios"]
-        self._content = {**mine, "scenarios": {**earlier, **mine["scenarios"]}}
+        return {**mine, "scenarios": {**earlier, **mine["scenarios"]}}
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """While entered, no other process runs anything of this comparison.
+
+        Raises:
+            UserError: another process does, or has just finished something that contradicts.
+        """
+        with hold(self.path / LOCK_FILE, wait=False) as is_free:
+            if not is_free:
+                raise UserError(
+                    f"{self.path} is in use: another process runs a comparison there; wait for its "
+                    f"end, or give another folder with --out"
+                )
+            self._content = self._recorded_and_mine()  # it may have added scenarios
+            yield
 
     def run_folder(self, run: PlannedRun) -> Path:
         """Where a run's files are."""
@@ -116,6 +141,10 @@ def first_difference(recorded: Mapping[str, Any], mine: Mapping[str, Any]) -> st
                     f"here"
                 )
     return None
+
+
+def _names(folder: Path) -> set[str]:
+    return {child.name for child in folder.iterdir()}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

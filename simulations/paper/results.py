@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from common.errors import UserError
 from common.settings import Scalar
+from simulations.file_lock import hold
 from simulations.paper.grid import Cell, Grid
 
 FORMAT = 1
@@ -131,21 +130,8 @@ class ResultFolder:
             UserError: the folder cannot be written.
         """
         self._record_grid()
-        path = self.path / CELL_FOLDER / f".{cell_key(cell)}.lock"
-        lock = FileLock(path, timeout=-1 if wait else 0)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
-            lock.release()
+        with hold(self.path / CELL_FOLDER / f".{cell_key(cell)}.lock", wait=wait) as is_free:
+            yield is_free
 
     def save(self, cell: Cell, result: CellResult) -> None:
         """Keep a finished cell.

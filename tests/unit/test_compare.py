@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from simulations import cli, engine_options, runner
+from simulations.comparison.folder import ComparisonFolder
+from simulations.comparison.sweep import load_sweep, plan_runs
 from simulations.console import ConsoleReporter
 from simulations.scenario import Scenario
 from tests.unit.run_folders import write_run
@@ -169,3 +171,30 @@ def test_scenarios_may_be_added(runs: Runs) -> None:
     remembered = json.loads(Path("out/comparison.json").read_text())["scenarios"]
     assert list(remembered) == ["lab", "second"]
     assert "| lab, full | 0 |" in Path("out/table.md").read_text()
+
+
+def test_a_folder_that_another_process_uses_is_refused(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is in the middle of a run; afterwards, or when it is dead, the folder is free."""
+    folder = ComparisonFolder(Path("out"), [load_sweep("lab.yaml", [], None)])
+    with folder.claim():
+        assert compare() == 2
+        assert "error: out is in use" in capsys.readouterr().err
+    assert runs.names == []
+    Path("out/.lock").touch()  # as a process leaves it that was killed
+    assert compare() == 0
+    assert runs.names == [RES_0, FULL_0]
+    assert not Path("out/.lock").exists()
+
+
+def test_what_another_process_added_meanwhile_is_remembered(runs: Runs) -> None:
+    """Both looked at the folder before either had written to it."""
+    Path("second.yaml").write_text("coreset: {selection: acs}\n")
+    late = ComparisonFolder(Path("out"), [load_sweep("second.yaml", [], None)])
+    compare()
+    (planned,) = plan_runs([load_sweep("second.yaml", [], None)])
+    with late.claim():
+        late.prepare(planned)
+    remembered = json.loads(Path("out/comparison.json").read_text())["scenarios"]
+    assert list(remembered) == ["lab", "second"]
