@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from common.errors import UserError
 from simulations.allocator import keep_freed_memory
@@ -25,6 +24,7 @@ from simulations.paper.command import add_paper_command
 from simulations.planner.command import add_plan_command
 from simulations.pretrain_command import add_pretrain_command
 from simulations.scenario import load_scenario, parse_overrides, shipped_scenarios
+from simulations.terminal import print_line
 from simulations.throughput.command import add_throughput_command
 
 
@@ -128,6 +128,6 @@ def _quoted(text: str) -> str:
 
 
 def _fail(message: str, *, code: int) -> int:
-    line = Text(f"error: {message}" if code != 130 else message, style="red")
-    Console(stderr=True).print(line, soft_wrap=True)
+    line = f"error: {message}" if code != 130 else message
+    print_line(Console(stderr=True), line, style="red")
     return code

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 from common.bit_widths import describe_accuracies
 from common.config import FLOAT_BITS, Config
 from common.messages import Stage
 from common.units import format_bytes
+from simulations.terminal import LiveLines
 
 STAGE_NAMES = {
     Stage.FLOAT: "float warm-up",
@@ -24,7 +23,7 @@ STAGE_NAMES = {
 }
 
 
-class ConsoleReporter:
+class ConsoleReporter(LiveLines):
     """A reporter (see `server.reporting.Reporter`) for people; a context manager.
 
     On a terminal the current round is shown live below the lines of the rounds that are over;
@@ -32,32 +31,17 @@ class ConsoleReporter:
     """
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._progress = Progress(
+        super().__init__(
+            console,
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[devices]}"),
             TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=None, visible=False, devices="")
         self._num_rounds = 0
         self._run_folder = Path()
-
-    def __enter__(self) -> ConsoleReporter:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def start(self, config: Config, run_folder: Path) -> None:
         """Say what is run."""
@@ -89,10 +73,6 @@ class ConsoleReporter:
         self._progress.stop()
         self.console.print(results_table(summary))
         self._line(f"results: {self._run_folder}")
-
-    def _line(self, text: str, style: str = "") -> None:
-        # Text, not markup: a path may hold brackets. One line, however narrow the output is.
-        self._progress.console.print(Text(text, style=style), soft_wrap=True)
 
 
 def describe_run(config: Config) -> str:

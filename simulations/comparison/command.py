@@ -74,6 +74,7 @@ def _compare(options: argparse.Namespace) -> int:
     from simulations.comparison.folder import ComparisonFolder
     from simulations.comparison.run import read_finished, run_missing
     from simulations.comparison.sweep import load_sweep, plan_runs
+    from simulations.terminal import print_line
 
     sweeps = [load_sweep(name, options.settings, options.seeds) for name in options.scenarios]
     runs = plan_runs(sweeps)
@@ -94,13 +95,14 @@ def _compare(options: argparse.Namespace) -> int:
     if not options.report_only:
         prepare_process(options)
         try:
-            failures = run_missing(runs, folder, partial(run_with, options), console)
+            with folder.claim():
+                failures = run_missing(runs, folder, partial(run_with, options), console)
         except (KeyboardInterrupt, SystemExit):
             report()
             raise
     report()
     for failure in failures:
-        console.print(f"failed: {failure}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"failed: {failure}")
     return 1 if failures else 0
 
 
@@ -126,12 +128,13 @@ def _write(
 ) -> None:
     from simulations.comparison.report import write_report
     from simulations.comparison.tables import Origin
+    from simulations.terminal import print_line
 
     words = ["python", "-m", "simulations", *words]
     words += ["--title", options.title] if options.title else []
     words += ["--target", f"{options.target:g}"] if options.target is not None else []
     for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, note)
     origin = Origin(
         title=options.title or "", command=shlex.join(words), notes=notes, target=options.target
     )

@@ -18,6 +18,7 @@ from simulations.comparison.records import RunRecord, is_finished, is_run_folder
 from simulations.comparison.tables import Origin, figures_table, to_csv, to_markdown
 from simulations.paper.results import write_atomically
 from simulations.paper.table import TextTable
+from simulations.terminal import print_line
 
 REPORT_FILE = "report.html"
 CSV_FILE = "table.csv"
@@ -60,12 +61,7 @@ def write_report(
     write_atomically(out / CSV_FILE, to_csv(comparison, origin).encode())
     write_atomically(out / MARKDOWN_FILE, to_markdown(comparison, origin).encode())
     write_atomically(out / REPORT_FILE, to_html(comparison, origin).encode())
-    console.print(
-        f"report: {out / REPORT_FILE}, {CSV_FILE} and {MARKDOWN_FILE} beside it",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_line(console, f"report: {out / REPORT_FILE}, {CSV_FILE} and {MARKDOWN_FILE} beside it")
     return comparison
 
 

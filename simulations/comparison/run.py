@@ -17,6 +17,7 @@ from simulations.comparison.sweep import RUN_OUT, PlannedRun
 from simulations.console import ConsoleReporter, describe_run
 from simulations.paper.progress import format_duration
 from simulations.scenario import Scenario
+from simulations.terminal import print_line
 
 RunScenario = Callable[[Scenario, ConsoleReporter], object]
 """Runs a scenario, whose run folder is new, to its end."""
@@ -65,7 +66,7 @@ def run_missing(
     """
     waiting = [run for run in runs if not folder.is_finished(run)]
     if len(waiting) < len(runs):
-        _say(console, f"{len(runs) - len(waiting)} finished already, {len(waiting)} to run")
+        print_line(console, f"{len(runs) - len(waiting)} finished already, {len(waiting)} to run")
     failures = []
     started, work_done = time.monotonic(), 0.0
     total_work = sum(run.work for run in waiting)
@@ -78,11 +79,11 @@ def run_missing(
                 run_scenario(scenario, reporter)
         except Exception as error:  # whatever it is: the other runs go on
             failures.append(f"{run.name}: {type(error).__name__}: {error}")
-            _say(console, f"failed: {failures[-1]}")
+            print_line(console, f"failed: {failures[-1]}")
         work_done += run.work
         if number < len(waiting):
             left = (time.monotonic() - started) * (total_work / work_done - 1)
-            _say(console, f"about {format_duration(left)} left")
+            print_line(console, f"about {format_duration(left)} left")
     return failures
 
 
@@ -97,7 +98,3 @@ def read_finished(
     finished = [run for run in runs if folder.is_finished(run)]
     missing = [run.name for run in runs if run not in finished]
     return [read_run(folder.run_folder(run), run.label) for run in finished], missing
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
+from rich.progress import BarColumn, TextColumn
+
+from simulations.terminal import LiveLines
 
 SECONDS_BETWEEN_LINES = 60.0
 """Without a terminal: how often a cell that takes long says where it is."""
 
 
-class GridProgress:
+class GridProgress(LiveLines):
     """Progress of trainings one after the other; a context manager.
 
     On a terminal the current one is shown live below the lines of the finished ones; elsewhere
@@ -25,7 +25,13 @@ class GridProgress:
     """
 
     def __init__(self, console: Console, total_work: float) -> None:
-        self.console = console
+        super().__init__(
+            console,
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[left]}"),
+        )
         self._total = total_work
         self._done = 0.0
         self._earlier = 0.0
@@ -34,28 +40,7 @@ class GridProgress:
         self._num_epochs = 0
         self._epoch = -1
         self._started = self._spoken = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:3.0f} %"),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=max(total_work, 1e-9), left="")
-
-    def __enter__(self) -> GridProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+        self._task = self._progress.add_task("", total=max(total_work, 1e-9), left="")
 
     def begin(self, title: str, work: float, num_epochs: int, *, done: float = 0.0) -> None:
         """A training begins, or goes on where a share of it is ``done`` already."""
@@ -76,7 +61,7 @@ class GridProgress:
         self._done += self._current
         self._current = 0.0
         self._say(f"{line}  {self._left(self._done)}".rstrip())
-        self._bar.update(self._task, completed=self._done)
+        self._progress.update(self._task, completed=self._done)
 
     def note(self, text: str) -> None:
         """Print a sentence."""
@@ -86,7 +71,7 @@ class GridProgress:
         done = self._done + share * self._current
         where = f"{self._title}, epoch {max(self._epoch, 0) + 1}/{self._num_epochs}"
         left = self._left(done)
-        self._bar.update(self._task, description=where, completed=done, left=left)
+        self._progress.update(self._task, description=where, completed=done, left=left)
         is_silent = time.monotonic() - self._spoken < SECONDS_BETWEEN_LINES
         if not self.console.is_terminal and not is_silent:
             self._say(f"{where}  {left}".rstrip())
@@ -100,8 +85,7 @@ class GridProgress:
 
     def _say(self, text: str) -> None:
         self._spoken = time.monotonic()
-        # Text, not markup: a title may hold brackets. One line, however narrow the output is.
-        self._bar.console.print(Text(text), soft_wrap=True)
+        self._line(text)
 
 
 def format_duration(seconds: float) -> str:

@@ -18,6 +18,7 @@ from simulations.paper.plot import to_png
 from simulations.paper.progress import GridProgress, format_duration
 from simulations.paper.results import CellResult, ResultFolder, cell_key, write_atomically
 from simulations.paper.table import collect, text_tables, to_csv, to_markdown
+from simulations.terminal import print_line
 
 
 def run_cells(
@@ -114,7 +115,7 @@ def write_tables(
     write_atomically(folder.path / f"{grid.name}.csv", to_csv(grid, entries).encode())
     write_atomically(folder.path / f"{grid.name}.md", markdown.encode())
     write_atomically(folder.path / picture, to_png(grid, entries))
-    console.print(f"results: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+    print_line(console, f"results: {folder.path}")
 
 
 def command_line(

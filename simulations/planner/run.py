@@ -25,6 +25,7 @@ from simulations.planner.plot import to_png
 from simulations.planner.rounds import FleetPlan
 from simulations.planner.summary import classes_table, rounds_table, to_csv, totals
 from simulations.scenario import load_scenario
+from simulations.terminal import print_line
 from simulations.workload import Workload
 
 CSV_FILE, PICTURE_FILE = "rounds.csv", "rounds.png"
@@ -74,17 +75,17 @@ def run_plan(
         f"(as float32 {format_bytes(sizes.float32_reply_bytes)}), "
         f"{training / 1e6:.4g} MFLOP to train on an image",
     ):
-        console.print(Text(line), soft_wrap=True)
+        print_line(console, line)
     rounds = list(plan.run())
     for table in (rounds_table(rounds), classes_table(plan)):
         _print(table, console)
     for line in totals(rounds):
-        console.print(Text(line), soft_wrap=True)
+        print_line(console, line)
     if out is not None:
         write_atomically(out / CSV_FILE, to_csv(rounds).encode())
         write_atomically(out / PICTURE_FILE, to_png(title, rounds))
-        console.print(Text(f"results: {out}"), soft_wrap=True)
-    console.print(Text(f"took {time.perf_counter() - started:.1f} s"), style="dim")
+        print_line(console, f"results: {out}")
+    print_line(console, f"took {time.perf_counter() - started:.1f} s", style="dim")
     return rounds
 
 
