@@ -22,7 +22,7 @@ from client.coreset import (
     top_of_groups,
 )
 from client.sampling import SAMPLERS, Candidates, importance_weights, sampled
-from common.config import CoresetConfig, pool_factor
+from common.config import CoresetConfig, pool_factor, selection_interval
 from common.datasets import Dataset, ImageSet
 from common.inference import EVALUATION_BATCH, predict_logits
 
@@ -200,7 +200,7 @@ def first_scored_epoch(config: CoresetConfig) -> int:
 def due_epoch(config: CoresetConfig, coreset: Coreset) -> int:
     """Epochs over all rounds after which a coreset gives way to the next."""
     first_scored = first_scored_epoch(config)
-    due = coreset.epoch + config.interval
+    due = coreset.epoch + selection_interval(config)
     return min(due, first_scored) if coreset.epoch < first_scored else due
 
 

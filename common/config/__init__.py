@@ -4,7 +4,13 @@ A key is ``section.field-name``: ``quantization.weight-bits``. pyproject.toml li
 their defaults (a test keeps the two equal); scenarios override some of them.
 """
 
-from common.config.coreset import SCORING_COST, SELECTIONS, CoresetConfig, pool_factor
+from common.config.coreset import (
+    SCORING_COST,
+    SELECTIONS,
+    CoresetConfig,
+    pool_factor,
+    selection_interval,
+)
 from common.config.data import DATASETS, PARTITIONS, DataConfig
 from common.config.devices import (
     ATTACKS,
@@ -66,4 +72,5 @@ __all__ = [
     "TrainingConfig",
     "WarmupConfig",
     "pool_factor",
+    "selection_interval",
 ]

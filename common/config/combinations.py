@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.config.coreset import pool_factor
+from common.config.coreset import pool_factor, selection_interval
 from common.config.federation import ASYNCHRONOUS, AVERAGING_STRATEGIES
 from common.config.model import FLOAT_BITS
 from common.errors import UserError
@@ -63,7 +63,7 @@ def _check_coreset(config: Config) -> None:
     if 0 < pool_factor(coreset) < 1:
         raise UserError(
             f"coreset.pool-share = {coreset.pool_share}: expected more with "
-            f"coreset.interval = {coreset.interval} (it pays for scoring "
+            f"coreset.interval = {selection_interval(coreset)} (it pays for scoring "
             f"{pool_factor(coreset):.2g} times the coreset, less than is chosen), or a "
             f"longer interval"
         )
@@ -74,6 +74,11 @@ def _check_coreset(config: Config) -> None:
             f"training.loss = {training.loss!r} and training.correction = "
             f"{training.correction!r} (only the logits that distillation alone needs are "
             f"kept, no features)"
+        )
+    if training.teacher_views and coreset.selection != "full" and selection_interval(coreset) == 1:
+        raise UserError(
+            f"training.teacher-views = {training.teacher_views}: expected coreset.interval above 1 "
+            f"(what is kept is kept as long as a coreset)"
         )
     if coreset.selection == "res-online" and training.loss != "kd" and not is_corrected:
         raise UserError(

@@ -34,7 +34,7 @@ on ResNet-20, one thread, were 0.40 alone on the machine and 0.56 beside much ot
 class CoresetConfig(Section, name="coreset"):
     """Which of its images a device trains on."""
 
-    selection: str = setting("quarc", choices=SELECTIONS)
+    selection: str = setting("random", choices=SELECTIONS)
     """Score that ranks the images, or what is done with RES, or random, or full."""
     fraction: float = setting(0.1, above=0.0, maximum=1.0)
     """Share of the device's images that is kept (full ignores it)."""
@@ -46,8 +46,8 @@ class CoresetConfig(Section, name="coreset"):
     """Adaptive: smallest share, even if the device will be late with it."""
     adaptive_cap: float = setting(1.0, above=0.0, maximum=1.0)
     """Adaptive: largest share, however fast the device is."""
-    interval: int = setting(5, minimum=1)
-    """Epochs between two selections."""
+    interval: int = setting(0, minimum=0)
+    """Epochs between two selections; 0: 1 where they cost nothing (random, res-online), else 5."""
     random_epochs: int = setting(0, minimum=0)
     """Epochs at the start of the training on a random coreset: a model that has just been
     quantized scores at random as well."""
@@ -66,6 +66,11 @@ class CoresetConfig(Section, name="coreset"):
     """res-mixed: share taken by the highest score, the rest at random; 0: sqrt(fraction)."""
 
 
+def selection_interval(coreset: CoresetConfig) -> int:
+    """Epochs between two selections, R."""
+    return coreset.interval or (1 if coreset.selection in ("random", "res-online") else 5)
+
+
 def pool_factor(coreset: CoresetConfig) -> float:
     """Images that a selection scores, in multiples of the coreset; 0: all.
 
@@ -74,4 +79,5 @@ def pool_factor(coreset: CoresetConfig) -> float:
     """
     if coreset.pool_share == 0:
         return coreset.pool
-    return coreset.pool_share / (1 - coreset.pool_share) * coreset.interval / SCORING_COST
+    odds = coreset.pool_share / (1 - coreset.pool_share)
+    return odds * selection_interval(coreset) / SCORING_COST

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from client.coreset import STUDENT_FREE
 from client.selection import first_scored_epoch
-from common.config import Config, pool_factor
+from common.config import Config, pool_factor, selection_interval
 from common.errors import UserError
 from common.settings import Scalar
 
@@ -58,7 +58,8 @@ class Cell:
             scored = min(1.0, pool_factor(coreset) * coreset.fraction) or 1.0
         share = 1.0 if coreset.selection == "full" else coreset.fraction
         scored_epochs = max(0, epochs - first_scored_epoch(coreset))
-        return epochs * share + SCORING_COST * math.ceil(scored_epochs / coreset.interval) * scored
+        num_selections = math.ceil(scored_epochs / selection_interval(coreset))
+        return epochs * share + SCORING_COST * num_selections * scored
 
 
 @dataclass(frozen=True, kw_only=True)

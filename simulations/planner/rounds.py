@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client.coreset import STUDENT_FREE
 from client.selection import first_scored_epoch, needs_teacher_outputs
-from common.config import ASYNCHRONOUS, Config, pool_factor
+from common.config import ASYNCHRONOUS, Config, pool_factor, selection_interval
 from common.devices import DeviceProfile, task_cost, task_joules
 from common.errors import UserError
 from common.messages import Stage
@@ -266,16 +266,15 @@ class FleetPlan:
         selected = self._coreset_epoch[devices]
         is_new = selected < 0
         has_scored = ~is_new & (selected >= first_scored)
-        due = selected + coreset.interval
+        interval = selection_interval(coreset)
+        due = selected + interval
         due = np.where(has_scored, due, np.minimum(due, first_scored))
         due = np.where(is_new, first, np.maximum(due, first))
         # Random coresets, which cost nothing, give way to the first one that is scored.
         due_scored = np.maximum(due, first_scored)
-        num_selections = np.where(
-            due_scored < last, 1 + (last - 1 - due_scored) // coreset.interval, 0
-        )
+        num_selections = np.where(due_scored < last, 1 + (last - 1 - due_scored) // interval, 0)
         since = np.where(due_scored < last, due_scored, due)
-        chosen_at = since + (last - 1 - since) // coreset.interval * coreset.interval
+        chosen_at = since + (last - 1 - since) // interval * interval
         self._coreset_epoch[devices] = np.where(since < last, chosen_at, selected)
 
         num_samples = self.num_samples[index]

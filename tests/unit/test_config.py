@@ -22,8 +22,10 @@ from common.config import (
     ModelConfig,
     QuantizationConfig,
     Section,
+    TrainingConfig,
     WarmupConfig,
     pool_factor,
+    selection_interval,
 )
 from common.errors import UserError
 
@@ -258,3 +260,22 @@ def test_selections_and_corrections_are_those_that_the_device_knows() -> None:
 
     assert set(CORRECTIONS) == {"none", *CORRECTION_LOSSES}
     assert set(SELECTIONS) > MODEL_FREE
+
+
+@pytest.mark.parametrize(
+    ("selection", "interval", "expected"),
+    [("random", 0, 1), ("res-online", 0, 1), ("quarc", 0, 5), ("random", 7, 7), ("quarc", 1, 1)],
+)
+def test_selections_that_cost_nothing_are_made_in_every_epoch(
+    selection: str, interval: int, expected: int
+) -> None:
+    assert selection_interval(CoresetConfig(selection=selection, interval=interval)) == expected
+
+
+def test_views_that_are_never_seen_again_are_refused() -> None:
+    """Every epoch draws a new coreset: nothing that is kept of the last one is of use."""
+    training = TrainingConfig(teacher_views=4)
+    with pytest.raises(UserError, match=r"teacher-views = 4: expected coreset\.interval above 1"):
+        Config(training=training, coreset=CoresetConfig(selection="random"))
+    Config(training=training, coreset=CoresetConfig(selection="random", interval=2))
+    Config(training=training, coreset=CoresetConfig(selection="full"))

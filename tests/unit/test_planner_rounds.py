@@ -48,6 +48,7 @@ def make_plan(
 ) -> tuple[FleetPlan, Config]:
     flat: dict[str, Scalar] = {
         "model.teacher": "shipped",
+        "coreset.selection": "quarc",
         "federation.num-rounds": 3,
         "federation.min-devices": 1,
         "data.num-devices": sum(member.count for member in classes),

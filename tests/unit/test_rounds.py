@@ -53,6 +53,7 @@ def make_config(**changes: Any) -> Config:
     flat: dict[str, Any] = {
         "training.batch-size": 10,
         "warmup.batch-size": 10,
+        "coreset.selection": "quarc",
         "coreset.fraction": 0.5,
         "federation.update-format": "float32",
     }

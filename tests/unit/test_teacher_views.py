@@ -9,7 +9,7 @@ from client.coreset import Coreset
 from client.teacher_views import TeacherView, TeacherViews
 from client.trainer import TrainingTask, train
 from common.augmentation import Crops, augment_batch
-from common.config import Config, TrainingConfig
+from common.config import Config, CoresetConfig, TrainingConfig
 from common.datasets import Dataset, ImageSet
 from common.errors import UserError
 
@@ -188,4 +188,5 @@ def test_views_are_refused_where_more_than_logits_or_no_teacher_is_needed(
     with pytest.raises(UserError, match=r"training\.teacher-views = 4: expected 0 with"):
         Config(training=TrainingConfig(teacher_views=4, **changes))  # type: ignore[arg-type]
     unused = TrainingConfig(teacher_views=4, correction="mse", beta=0.0)
-    assert Config(training=unused).training.teacher_views == 4
+    coreset = CoresetConfig(interval=5)
+    assert Config(training=unused, coreset=coreset).training.teacher_views == 4
