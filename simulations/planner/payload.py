@@ -102,9 +102,11 @@ def measure_messages(config: Config) -> MessageSizes:
     return MessageSizes(
         request_bytes=record_bytes(request.to_record()),
         first_request_bytes=record_bytes(first.to_record()),
-        reply_bytes=record_bytes(_reply(request, _update(config, student, base, digest))),
+        reply_bytes=record_bytes(_reply(config, request, _update(config, student, base, digest))),
         float32_reply_bytes=record_bytes(
-            _reply(request, encode_float(base, "float32", {"round": 0, "base-hash": digest}))
+            _reply(
+                config, request, encode_float(base, "float32", {"round": 0, "base-hash": digest})
+            )
         ),
     )
 
@@ -131,11 +133,14 @@ def _update(
     return encode_update(config.federation, student, base, {}, generator, metadata)[0]
 
 
-def _reply(request: TrainRequest, update: bytes) -> RecordDict:
+def _reply(config: Config, request: TrainRequest, update: bytes) -> RecordDict:
+    names = [*REPLY_METRICS]
+    if config.training.teacher_views:
+        names.append("num-teacher-kept")
     return Reply(
         partition_id=0,
         round_index=0,
         update=update,
         teacher_hash=request.teacher_hash,
-        metrics={name: 1.0 if "seconds" in name else 1 for name in REPLY_METRICS},
+        metrics={name: 1.0 if "seconds" in name else 1 for name in names},
     ).to_record()

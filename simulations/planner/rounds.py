@@ -25,6 +25,7 @@ from server.courier import POLL_SECONDS
 from server.strategy import required_replies
 from simulations.emulation import Attempt, Emulation, require_possible
 from simulations.fleet import check_fleet
+from simulations.planner.kept_views import KeptViews
 from simulations.planner.payload import MessageSizes
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.traffic import LoadCurve
@@ -92,6 +93,7 @@ class FleetPlan:
         self._has_teacher = np.zeros(num_devices, dtype=np.bool_)
         self._coreset_epoch = np.full(num_devices, -1, dtype=np.int32)
         """When each device chose its coreset; -1: it never has."""
+        self._kept_views = KeptViews(config, num_devices)
         self._required = required_replies(config)
 
     def run(self) -> Iterator[PlannedRound]:
@@ -264,6 +266,7 @@ class FleetPlan:
         first, last = round_index * epochs, (round_index + 1) * epochs
         first_scored = first_scored_epoch(coreset)
         selected = self._coreset_epoch[devices]
+        num_kept = self._kept_views.num_kept_epochs(devices, selected, first, last)
         is_new = selected < 0
         has_scored = ~is_new & (selected >= first_scored)
         interval = selection_interval(coreset)
@@ -293,6 +296,7 @@ class FleetPlan:
             "num-seen": np.full(len(devices), float(epochs * size)),
             "num-scored": scored,
             "num-teacher-scored": teacher_scored,
+            "num-teacher-kept": num_kept * size,
         }
         flops: Floats = self.workload.of_reply(Stage.QUANTIZED, metrics, num_samples)  # type: ignore[arg-type, assignment]
         return flops

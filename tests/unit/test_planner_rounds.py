@@ -139,6 +139,36 @@ def test_random_epochs_cost_no_selection(random_epochs: int, mega_operations: li
     assert computing == pytest.approx([number / 1000 for number in mega_operations])
 
 
+@pytest.mark.parametrize(
+    ("interval", "mega_operations"),
+    [
+        # Views 0 and 1 in the first two epochs, then what is kept of them: 3 - 2, 3 and 3 epochs.
+        (100, [500, 180, 180]),
+        # New coresets at 0, 4 and 8: kept at 2; at 3; at 6 and 7.
+        (4, [500, 400, 390]),
+        # New coresets at 0 and 2, at 4, at 6 and 8: no view is shown twice.
+        (2, [710, 410, 610]),
+    ],
+)
+def test_kept_outputs_of_the_teacher_cost_nothing(
+    interval: int, mega_operations: list[int]
+) -> None:
+    """Two views, three epochs a round on 10 images: 6 MFLOP an image, and 1 of the teacher.
+
+    210 MFLOP a round without what is kept; 200 for a choice by score, once 100 of the teacher.
+    """
+    plan, _ = make_plan(
+        FleetClass(profile=FAST, count=1),
+        training__local_epochs=3,
+        training__teacher_views=2,
+        coreset__interval=interval,
+    )
+    seconds = [planned.virtual_seconds for planned in plan.run()]
+    transfers = [1.5 + 0.6, 1.0 + 0.6, 1.0 + 0.6]
+    computing = [whole - transfer for whole, transfer in zip(seconds, transfers, strict=True)]
+    assert computing == pytest.approx([number / 1000 for number in mega_operations])
+
+
 def test_a_deadline_drops_who_is_late() -> None:
     """Slow devices need 9.5 s, fast ones 2.47 s: with 5 s the round ends at its deadline."""
     plan, _ = make_plan(
