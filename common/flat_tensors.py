@@ -1,4 +1,4 @@
-"""Named tensors laid end to end in one buffer, and their conversion to wire tensors.
+"""Named tensors laid end to end in one buffer, and their conversion to sections of a payload.
 
 A small network has a hundred small tensors; arithmetic on one buffer takes one call where a loop
 over the tensors takes a hundred.
@@ -6,25 +6,29 @@ over the tensors takes a hundred.
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.row_quantization import quantize_rows
-from common.wire_tensors import Codes, Plain
 
 State = Mapping[str, NDArray[np.float32]]
 Shapes = Mapping[str, tuple[int, ...]]
+
+Encoded = tuple[dict[str, str], dict[str, NDArray[Any]]]
+"""Name of a tensor -> its encoding; name of a section -> its values (see `common.wire`)."""
 
 _LARGEST_HALF = np.float32(np.finfo(np.float16).max)
 
 
 def flat_views(shapes: Shapes) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     """One uninitialised buffer for all tensors, and the view of each in it, by name."""
-    flat = np.empty(sum(map(math.prod, shapes.values())), np.float32)
+    sizes = list(map(math.prod, shapes.values()))
+    flat = np.empty(sum(sizes), np.float32)
     views, start = {}, 0
-    for name, shape in shapes.items():
-        stop = start + math.prod(shape)
+    for (name, shape), size in zip(shapes.items(), sizes, strict=True):
+        stop = start + size
         views[name] = flat[start:stop].reshape(shape)
         start = stop
     return flat, views
@@ -40,34 +44,42 @@ def flat_copy(
     return flat, views
 
 
-def half_tensors(flat: NDArray[np.float32], views: State) -> dict[str, Plain]:
+def half_sections(
+    flat: NDArray[np.float32], views: State, lost: NDArray[np.float32] | None = None
+) -> Encoded:
     """The tensors that lie end to end in ``flat``, as float16 if their values fit, else float32.
 
-    The tensors do not share memory with ``flat``.
+    Args:
+        flat: float32 [n].
+        views: name -> view.
+        lost: float32 [n] that receives ``flat`` less what is sent; may be ``flat`` itself.
     """
     with np.errstate(over="ignore"):
         half = flat.astype(np.float16)
-    all_fit = _fits_half(flat)
-    tensors, start = {}, 0
-    for name, values in views.items():
-        stop = start + values.size
-        as_half = all_fit or _fits_half(values)
-        tensors[name] = Plain(half[start:stop].reshape(values.shape) if as_half else values.copy())
-        start = stop
-    return tensors
+    if _fits_half(flat):
+        if lost is not None:
+            np.subtract(flat, half, out=lost)
+        return dict.fromkeys(views, "float16"), {"float16": half}
+    fits = [_fits_half(values) for values in views.values()]
+    is_half = np.repeat(fits, [values.size for values in views.values()])
+    sections = {"float32": flat[~is_half], "float16": half[is_half]}
+    if lost is not None:
+        np.subtract(flat, np.where(is_half, half, flat), out=lost)
+    names = {True: "float16", False: "float32"}
+    return {name: names[fit] for name, fit in zip(views, fits, strict=True)}, sections
 
 
 def _fits_half(values: NDArray[np.float32]) -> bool:
     return bool((np.abs(values) <= _LARGEST_HALF).all())
 
 
-def channel_codes(
+def channel_sections(
     flat: NDArray[np.float32],
     views: State,
     bits: int,
     generator: np.random.Generator | None = None,
     lost: NDArray[np.float32] | None = None,
-) -> dict[str, Codes]:
+) -> Encoded:
     """The tensors that lie end to end in ``flat`` as codes, one step per output channel (axis 0).
 
     Args:
@@ -82,9 +94,5 @@ def channel_codes(
     codes, scale = quantize_rows(
         flat, np.repeat(lengths, channels), bits, generator=generator, lost=lost
     )
-    tensors, start, first = {}, 0, 0
-    for (name, values), rows in zip(views.items(), channels, strict=True):
-        stop, last = start + values.size, first + rows
-        tensors[name] = Codes(codes[start:stop].reshape(values.shape), bits, scale[first:last])
-        start, first = stop, last
-    return tensors
+    encodings = dict.fromkeys(views, f"codes-{bits}-per-channel")
+    return encodings, {f"codes-{bits}": codes, "scale": scale}

@@ -16,8 +16,9 @@ Downlink formats, server to device: ``float32``, ``float16`` and ``int8``.
 The payload itself is that of common.wire, its format in the metadata under "format".
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +27,20 @@ from common import wire
 from common.flat_tensors import (
     Shapes,
     State,
-    channel_codes,
+    channel_sections,
     flat_copy,
     flat_views,
-    half_tensors,
+    half_sections,
 )
-from common.wire import Codes, Plain, WireError, WireTensor
+from common.wire import Codes, Plain, WireError
 
 UPDATE_FORMATS = ("codes", "delta", "float32")
 DOWNLINK_FORMATS = ("float32", "float16", "int8")
 
 Metadata = Mapping[str, str | int | float]
+
+FLOAT32 = np.dtype(np.float32)
+"""Comparing a dtype with it takes a fifth of the time that comparing with np.float32 takes."""
 
 FORMAT_KEY = "format"
 BASE_HASH_KEY = "base-hash"
@@ -56,12 +60,12 @@ def encode_float(state: State, dtype: str, metadata: Metadata) -> bytes:
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype must be float32 or float16, got {dtype!r}")
     _check_dtypes(state)
+    flat, views = flat_copy(state, state)
     if dtype == "float16":
-        flat, views = flat_copy(state, state)
-        tensors = half_tensors(flat, views)
+        encodings, sections = half_sections(flat, views)
     else:
-        tensors = {name: Plain(values) for name, values in state.items()}
-    return _encode(tensors, state, dtype, metadata)
+        encodings, sections = dict.fromkeys(state, "float32"), {"float32": flat}
+    return _encode_sections(state, encodings, sections, dtype, metadata)
 
 
 def encode_codes(state: State, quantized: Mapping[str, Codes], metadata: Metadata) -> bytes:
@@ -83,8 +87,8 @@ def encode_codes(state: State, quantized: Mapping[str, Codes], metadata: Metadat
                 f"codes of {name!r} have shape {codes.shape}, the state has "
                 f"{state[name].shape if name in state else 'no such tensor'}"
             )
-    rest = {name: Plain(values) for name, values in state.items() if name not in quantized}
-    return _encode({**quantized, **rest}, state, "codes", metadata)
+    tensors = {name: quantized.get(name) or Plain(values) for name, values in state.items()}
+    return wire.encode(tensors, _with_format("codes", metadata))
 
 
 @np.errstate(over="ignore", invalid="ignore")  # wire.encode refuses by name what is not finite
@@ -126,21 +130,25 @@ def encode_delta(
         _check_matches("residual", residual, state)
     coded, plain = _split_names(state)
     delta, views = flat_views({name: state[name].shape for name in coded + plain})
-    for name, change in views.items():
-        np.subtract(state[name], base[name], out=change)
-        if residual is not None:
-            change += residual[name]
-
     boundary = sum(state[name].size for name in coded)
     coded_delta, plain_delta = delta[:boundary], delta[boundary:]
+    for name in coded:
+        np.subtract(state[name], base[name], out=views[name])
+        if residual is not None:
+            views[name] += residual[name]
+    if plain:  # end to end: arithmetic on each of these small tensors costs more than copying it
+        np.subtract(_joined(state, plain), _joined(base, plain), out=plain_delta)
+        if residual is not None:
+            plain_delta += _joined(residual, plain)
     # What rounding loses takes the place of the delta: the views become the residual.
-    halves = half_tensors(plain_delta, {name: views[name] for name in plain})
-    if plain:
-        plain_delta -= np.concatenate([tensor.values.ravel() for tensor in halves.values()])
-    codes = channel_codes(
+    halves, half_values = half_sections(
+        plain_delta, {name: views[name] for name in plain}, lost=plain_delta
+    )
+    codes, code_values = channel_sections(
         coded_delta, {name: views[name] for name in coded}, bits, generator, lost=coded_delta
     )
-    return _encode({**codes, **halves}, state, "delta", metadata), views
+    encodings, sections = {**codes, **halves}, {**code_values, **half_values}
+    return _encode_sections(state, encodings, sections, "delta", metadata), views
 
 
 def encode_int8(state: State, metadata: Metadata) -> bytes:
@@ -158,9 +166,10 @@ def encode_int8(state: State, metadata: Metadata) -> bytes:
     """
     _check_dtypes(state)
     coded, plain = _split_names(state)
-    tensors: dict[str, WireTensor] = {name: Plain(state[name]) for name in plain}
-    tensors |= channel_codes(*flat_copy(state, coded), bits=8)
-    return _encode(tensors, state, "int8", metadata)
+    encodings, sections = channel_sections(*flat_copy(state, coded), bits=8)
+    encodings |= dict.fromkeys(plain, "float32")
+    sections["float32"] = flat_copy(state, plain)[0]
+    return _encode_sections(state, encodings, sections, "int8", metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,21 +258,29 @@ def _add(base: State, flat: NDArray[np.float32], views: Mapping[str, NDArray[np.
         raise WireError(f"tensor {name!r}: base + delta is not finite")
 
 
-def _encode(
-    tensors: Mapping[str, WireTensor], order: Iterable[str], update_format: str, metadata: Metadata
+def _encode_sections(
+    state: State,
+    encodings: Mapping[str, str],
+    sections: Mapping[str, NDArray[Any]],
+    update_format: str,
+    metadata: Metadata,
 ) -> bytes:
+    """A payload of the state's names and shapes, in its order; ``sections`` are in it, too."""
+    rows = [wire.checked_row(name, encodings[name], state[name].shape) for name in state]
+    return wire.encode_sections(rows, sections, _with_format(update_format, metadata))
+
+
+def _with_format(update_format: str, metadata: Metadata) -> dict[str, str | int | float]:
     if FORMAT_KEY in metadata:
         raise ValueError(
             f"metadata {FORMAT_KEY!r} is set by the encoder, got {metadata[FORMAT_KEY]!r}"
         )
-    return wire.encode(
-        {name: tensors[name] for name in order}, {FORMAT_KEY: update_format, **metadata}
-    )
+    return {FORMAT_KEY: update_format, **metadata}
 
 
 def _check_dtypes(state: State) -> None:
     for name, values in state.items():
-        if values.dtype != np.float32:
+        if values.dtype != FLOAT32:
             raise ValueError(f"state {name!r} must be float32, got {values.dtype}")
 
 
@@ -274,11 +291,15 @@ def _check_matches(what: str, other: State, state: State) -> None:
             f"{sorted(other.keys() ^ state.keys())}"
         )
     for name, values in state.items():
-        if other[name].shape != values.shape or other[name].dtype != np.float32:
+        if other[name].shape != values.shape or other[name].dtype != FLOAT32:
             raise ValueError(
                 f"{what} {name!r} must be float32 of shape {values.shape}, "
                 f"got {other[name].dtype} {other[name].shape}"
             )
+
+
+def _joined(state: State, names: Sequence[str]) -> NDArray[np.float32]:
+    return np.concatenate([state[name].ravel() for name in names])
 
 
 def _split_names(state: State) -> tuple[list[str], list[str]]:

@@ -42,7 +42,17 @@ from common.wire_header import (
 )
 from common.wire_tensors import Codes, Plain, WireTensor
 
-__all__ = ["Codes", "Plain", "WireError", "WireTensor", "check_shapes", "decode", "encode"]
+__all__ = [
+    "Codes",
+    "Plain",
+    "WireError",
+    "WireTensor",
+    "check_shapes",
+    "checked_row",
+    "decode",
+    "encode",
+    "encode_sections",
+]
 
 MAGIC = b"FQWP"
 VERSION = 1
@@ -72,20 +82,40 @@ def encode(tensors: Mapping[str, WireTensor], metadata: Mapping[str, str | int |
             not finite, a code out of range, a name or shape beyond the limits of the header.
     """
     rows = []
-    arrays: dict[str, list[NDArray[Any]]] = {section: [] for section in _SECTION_BITS}
+    arrays: dict[str, list[NDArray[Any]]] = {}
     for name, tensor in tensors.items():
         row = checked_row(name, tensor.encoding, tensor.shape)
         rows.append(row)
         if isinstance(tensor, Codes):
-            arrays["scale"].append(tensor.scale.ravel())
-            arrays[row.section].append(tensor.codes.ravel())
+            arrays.setdefault("scale", []).append(tensor.scale.ravel())
+            arrays.setdefault(row.section, []).append(tensor.codes.ravel())
         else:
-            arrays[row.section].append(tensor.values.ravel())
+            arrays.setdefault(row.section, []).append(tensor.values.ravel())
+    sections = {section: np.concatenate(parts) for section, parts in arrays.items()}
+    return encode_sections(rows, sections, metadata)
+
+
+def encode_sections(
+    rows: Sequence[Row],
+    sections: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str | int | float],
+) -> bytes:
+    """`encode` for values that lie end to end already.
+
+    Args:
+        rows: the table, of `checked_row`.
+        sections: name of a body section -> values [n] of all tensors in it, in the order of the
+            table; int8 codes are overwritten. A section without values may be missing.
+        metadata: see `encode`.
+
+    Raises:
+        WireError: see `encode`.
+    """
     header = encode_header(rows, metadata)
     pieces: list[bytes | memoryview] = [_PREFIX.pack(MAGIC, VERSION, len(header)), header]
-    for section, owners in _owners(rows).items():
-        if owners:
-            pieces.append(_write_section(section, np.concatenate(arrays[section]), owners))
+    for section in _SECTION_BITS:
+        if section in sections:
+            pieces.append(_write_section(section, sections[section], rows))
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for piece in pieces:
         digest.update(piece)
@@ -123,7 +153,7 @@ def decode(
     readers = {}
     for section, counts in owners.items():
         size = _section_bytes(section, counts)
-        readers[section] = _read_section(section, body[:size], counts)
+        readers[section] = _read_section(section, body[:size], counts, rows)
         body = body[size:]
     return {row.name: _read_tensor(row, readers) for row in rows}, metadata
 
@@ -186,29 +216,27 @@ def _check_body_size(owners: Mapping[str, Sequence[tuple[str, int]]], body_bytes
         raise WireError(f"body: the header describes {claimed} bytes, {body_bytes} are there")
 
 
-def _write_section(
-    section: str, values: NDArray[Any], owners: Sequence[tuple[str, int]]
-) -> memoryview:
-    """Bytes of one section; ``values`` [n] is overwritten."""
+def _write_section(section: str, values: NDArray[Any], rows: Sequence[Row]) -> memoryview:
+    """Bytes of one section; codes [n] are overwritten."""
     if values.dtype != np.int8:
-        _check_values(section, values, owners)
+        _check_values(section, values, rows)
         return values.astype(values.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
     bits = _SECTION_BITS[section]
     codes = values.view(np.uint8)
     codes += np.uint8(1 << (bits - 1))  # code - Q_N; wraps, so that any code out of range is large
-    _check_values(section, codes, owners)
+    _check_values(section, codes, rows)
     return bitpack.pack(codes, bits).data
 
 
 def _read_section(
-    section: str, data: memoryview, owners: Sequence[tuple[str, int]]
+    section: str, data: memoryview, owners: Sequence[tuple[str, int]], rows: Sequence[Row]
 ) -> Iterator[NDArray[Any]]:
     """Checks one section and yields the flat values of each owner."""
     bits = _SECTION_BITS[section]
     if bits > 8:
         little_endian = np.frombuffer(data, f"<f{bits // 8}")
         values = little_endian.astype(little_endian.dtype.newbyteorder("="))
-        _check_values(section, values, owners)
+        _check_values(section, values, rows)
     else:
         packed = np.frombuffer(data, np.uint8)
         values = bitpack.unpack(packed, bits, sum(count for _, count in owners))
@@ -234,9 +262,10 @@ _REQUIREMENTS = {
 _CODE_REQUIREMENT = "codes must lie from -2**(bits - 1) to 2**(bits - 1) - 1"
 
 
-def _check_values(section: str, values: NDArray[Any], owners: Sequence[tuple[str, int]]) -> None:
+def _check_values(section: str, values: NDArray[Any], rows: Sequence[Row]) -> None:
     """One pass over the section; only a bad one is searched for the tensor to name."""
     if not _is_valid(section, values):
+        owners = _owners(rows)[section]
         name = next(name for name, part in _split(values, owners) if not _is_valid(section, part))
         raise WireError(f"tensor {name!r}: {_REQUIREMENTS.get(section, _CODE_REQUIREMENT)}")
 

@@ -8,7 +8,7 @@ comes from the network, so that everything in it is checked before it is used or
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 MAX_HEADER_BYTES = 1 << 20
@@ -76,7 +76,7 @@ def checked_row(name: Any, encoding: Any, shape: tuple[Any, ...]) -> Row:
     return row
 
 
-def encode_header(rows: Iterable[Row], metadata: Mapping[str, str | int | float]) -> bytes:
+def encode_header(rows: Sequence[Row], metadata: Mapping[str, str | int | float]) -> bytes:
     """Compresses the table and the metadata.
 
     Raises:
@@ -84,8 +84,8 @@ def encode_header(rows: Iterable[Row], metadata: Mapping[str, str | int | float]
             ``MAX_HEADER_BYTES``.
     """
     _check_metadata(metadata)
-    tensors = [[row.name, row.encoding, row.shape] for row in rows]
-    header = json.dumps({"metadata": dict(metadata), "tensors": tensors}, separators=(",", ":"))
+    table = {"metadata": dict(metadata), "tensors": rows}
+    header = json.dumps(table, separators=(",", ":"))
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"header must be at most {MAX_HEADER_BYTES} bytes, got {len(header)}")
     return zlib.compress(header.encode("ascii"), 9)
