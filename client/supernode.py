@@ -1,20 +1,47 @@
-"""Flower's SuperNode, made to wait for a SuperLink behind a proxy: ``python -m client.supernode``.
+"""Flower's SuperNode, made patient: ``python -m client.supernode``.
 
 Where a proxy or a port forwarding (Docker's, ssh's) takes connections for a server that is away, a
 TLS handshake ends in the middle, or in no time. Flower 1.41 takes that for a wrong certificate: the
 SuperNode gives up for good, and its process stays there, idle. Here it is an outage, as a refused
-connection is: it tries again until the SuperLink answers. The arguments are flower-supernode's.
+connection is: it tries again until the SuperLink answers.
+
+Flower also gives a ClientApp's process 30 seconds from its start to its first word, and then starts
+another one beside it. On a device that takes longer, because it is small or busy, these processes
+slow each other down until no one ever gets there. Here it has `START_SECONDS`.
+
+The arguments are flower-supernode's.
 """
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import httpx
+from flwr.supercore.date import now
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
+from flwr.supernode.nodestate import nodestate_factory
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 INTERRUPTIONS = ("eof occurred", "timed out", "connection reset")
 """In what OpenSSL says of a handshake that was cut off."""
+
+START_SECONDS = 300
+"""From the start of a ClientApp's process until it has to be heard of."""
+
+
+class PatientNodeState(InMemoryNodeState):
+    """Flower's, but a ClientApp has more time to start."""
+
+    def claim_task(self, task_id: int) -> str | None:
+        """Claim a pending task for a process that is about to start."""
+        token = super().claim_task(task_id)
+        if token is not None:
+            until = now() + timedelta(seconds=START_SECONDS)
+            with self.lock_task_store:
+                self.task_token_store[task_id].active_until = until
+        return token
 
 
 def patient_retry_invoker() -> RetryInvoker:
@@ -35,6 +62,7 @@ def is_interruption(error: Exception) -> bool:
 def main() -> None:
     """Become the SuperNode."""
     fleet_http_connection.make_simple_http_retry_invoker = patient_retry_invoker
+    nodestate_factory.InMemoryNodeState = PatientNodeState  # type: ignore[misc]
     flower_supernode()
 
 

@@ -1,11 +1,17 @@
-"""Which errors of the connection a device waits through, and which end its SuperNode."""
+"""What a SuperNode waits through: errors of the connection, a ClientApp that starts slowly."""
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 import httpx
 import pytest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.corestate import in_memory_corestate
+from flwr.supercore.date import now
+from flwr.supercore.object_store import ObjectStoreFactory
 
-from client.supernode import patient_retry_invoker
+from client.supernode import START_SECONDS, PatientNodeState, patient_retry_invoker
 
 
 @pytest.mark.parametrize(
@@ -29,3 +35,25 @@ def test_only_a_wrong_peer_ends_the_supernode(error: Exception, ends: bool) -> N
     gives_up = patient_retry_invoker().should_giveup
     assert gives_up is not None
     assert gives_up(error) is ends
+
+
+@pytest.mark.parametrize(("seconds", "is_waited_for"), [(-5, True), (5, False)])
+def test_a_clientapp_has_time_to_start(
+    seconds: float, is_waited_for: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shortly before START_SECONDS its process is still believed in; later the task is another's.
+
+    A second process that asks for the task gets it only then.
+    """
+    state = PatientNodeState(ObjectStoreFactory().store())
+    task_id = state.create_task(TaskType.CLIENT_APP, run_id=1, fab_hash="hash")
+    assert task_id is not None
+    token = state.claim_task(task_id)
+    assert token is not None
+
+    def later() -> datetime:
+        return now() + timedelta(seconds=START_SECONDS + seconds)
+
+    monkeypatch.setattr(in_memory_corestate, "now", later)
+    assert (state.get_task_by_token(token) is not None) is is_waited_for
+    assert (state.claim_task(task_id) is None) is is_waited_for
