@@ -121,11 +121,11 @@ def watch(options: argparse.Namespace) -> int:
     run: str = options.run
     source: Source = RemoteRun(run, options.ca) if "://" in run else RunFolder(Path(run))
     console = Console()
-    if options.once:
+    with contextlib.suppress(KeyboardInterrupt):
         source.read()
-        console.print(source.render())
-        return 0
-    live = Live(console=console, get_renderable=source.render, refresh_per_second=1)
-    with contextlib.suppress(KeyboardInterrupt), live:
-        source.follow()
+        if options.once:
+            console.print(source.render())
+            return 0
+        with Live(console=console, get_renderable=source.render, refresh_per_second=1):
+            source.follow()
     return 0
