@@ -30,7 +30,20 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="start this device's SuperNode")
     _add_place(run, required=True)
-    run.add_argument("--partition-id", type=int, help="who this device is (default: from its key)")
+    run.add_argument(
+        "--partition-id",
+        type=int,
+        metavar="N",
+        help="who this device is (default: from its key); without --data it is an emulated one, "
+        "which holds this part of the run's public data set",
+    )
+    run.add_argument(
+        "--port",
+        type=int,
+        default=0,
+        help="of 127.0.0.1, for this device's own processes: one each, where a machine runs "
+        "several devices (default: 9094)",
+    )
     run.add_argument(
         "--bits",
         default="",
@@ -77,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_place(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--superlink", required=required, default="", metavar="HOST:PORT")
-    parser.add_argument("--data", type=Path, required=required, help="folder CLASS/*.jpg")
+    parser.add_argument("--data", type=Path, help="folder CLASS/*.jpg")
     parser.add_argument("--key", type=Path, required=required, help="this device's private key")
     parser.add_argument("--ca", type=Path, required=required, help="certificate of the server's CA")
 
@@ -93,6 +106,7 @@ def _run(options: argparse.Namespace) -> int:
             key=options.key,
             ca=options.ca,
             partition_id=options.partition_id,
+            port=options.port,
             threads=options.threads,
             max_memory_bytes=parse_size(options.max_memory) if options.max_memory else 0,
             max_temperature=options.max_temperature,

@@ -24,12 +24,15 @@ class Launch:
 
     superlink: str
     """HOST:PORT."""
-    data: Path
+    data: Path | None
+    """Folder of its own images; None: an emulated device, with its part of the run's data set."""
     key: Path
     """The device's private key; its public one is beside it, with .pub."""
     ca: Path
     partition_id: int | None = None
     """None: a number made from the public key."""
+    port: int = 0
+    """Of 127.0.0.1, for the SuperNode's own processes; 0: Flower's, 9094."""
     threads: int = 0
     max_memory_bytes: int = 0
     max_temperature: float = 0.0
@@ -46,18 +49,25 @@ def check_launch(launch: Launch) -> None:
     """
     parse_address(launch.superlink)
     parse_bits("--bits", launch.weight_bits, BIT_CHOICES)
-    if not launch.data.is_dir():
-        raise UserError(f"--data {launch.data}: there is no such folder")
+    if launch.data is None and launch.partition_id is None:
+        raise UserError("expected --data DIR, or --partition-id N for an emulated device")
+    if launch.data is not None:
+        _check_folder(launch.data)
+    if not 0 <= launch.port < 65536:
+        raise UserError(f"--port {launch.port}: expected 1 to 65535")
     for option, path in (("--key", launch.key), ("--ca", launch.ca)):
         if not path.is_file():
             raise UserError(f"{option} {path}: there is no such file")
     mode = launch.key.stat().st_mode & 0o077
     if mode:
         raise UserError(f"--key {launch.key} is readable by others: chmod 600 {launch.key}")
-    if "'" in str(launch.data.resolve()) or '"' in str(launch.data.resolve()):
-        raise UserError(
-            f"--data {launch.data}: the path has a quotation mark, which Flower refuses"
-        )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"--data {folder}: there is no such folder")
+    if "'" in str(folder.resolve()) or '"' in str(folder.resolve()):
+        raise UserError(f"--data {folder}: the path has a quotation mark, which Flower refuses")
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -78,9 +88,9 @@ def supernode_command(launch: Launch) -> list[str]:
         "partition-id": (
             partition_id_of(launch.key) if launch.partition_id is None else launch.partition_id
         ),
-        "data-dir": str(launch.data.resolve()),
     }
     for key, value in (
+        ("data-dir", str(launch.data.resolve()) if launch.data else ""),
         ("threads", launch.threads),
         ("max-memory", launch.max_memory_bytes),
         ("max-temperature", launch.max_temperature),
@@ -97,6 +107,7 @@ def supernode_command(launch: Launch) -> list[str]:
         str(launch.ca),
         "--auth-supernode-private-key",
         str(launch.key),
+        *(("--port", str(launch.port)) if launch.port else ()),
         "--node-config",
         " ".join(
             f"{key}='{value}'" if isinstance(value, str) else f"{key}={value}"

@@ -134,18 +134,15 @@ class Fleet:
         self.start("proxy", NGINX, "-c", str(configuration), "-g", "daemon off;")
         self._wait_for("proxy", self.proxy_port)
 
-    def start_supernode(
-        self, name: str, partition_id: int, num_devices: int, *, address: str = ""
-    ) -> None:
+    def start_supernode(self, name: str, partition_id: int, *, address: str = "") -> None:
         """One device, with its key, that reaches the server at ``address``; not waited for."""
         (port,) = free_ports(1)
         self.start(
             name,
-            *(sys.executable, "-m", "client.supernode"),
+            *(sys.executable, "-m", "client", "run"),
             *("--superlink", address or self.device_address, "--port", str(port)),
-            *("--root-certificates", str(self.keys.ca_certificate)),
-            *("--auth-supernode-private-key", str(self.keys.device_key(name))),
-            *("--node-config", f"partition-id={partition_id} num-partitions={num_devices}"),
+            *("--ca", str(self.keys.ca_certificate), "--key", str(self.keys.device_key(name))),
+            *("--partition-id", str(partition_id)),
         )
 
     def flwr(self, address: str, *arguments: str) -> dict[str, Any]:

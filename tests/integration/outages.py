@@ -86,7 +86,7 @@ def run_with(fault: str, folder: Path) -> dict[str, Any]:
                 ["keys", "--dir", str(keys.root), "register", "--superlink", fleet.superlink],
             )
             for index, name in enumerate(DEVICES):
-                fleet.start_supernode(name, index, len(DEVICES), address=f"127.0.0.1:{device_port}")
+                fleet.start_supernode(name, index, address=f"127.0.0.1:{device_port}")
             run = start_run(fleet, run_folder)
             wait_until(
                 lambda: quantized_rounds(run_folder) or run.poll() is not None,

@@ -59,7 +59,7 @@ def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
 ) -> None:
     """SIGKILL after the first round: started again, the run goes on with the same SuperNodes."""
     for index, name in enumerate(DEVICES):
-        fleet.start_supernode(name, index, len(DEVICES))
+        fleet.start_supernode(name, index)
     run_folder = tmp_path / "run"
     settings = {**SETTINGS, "run.resume": run_folder}
     run = fleet.start(
@@ -107,7 +107,7 @@ def test_the_run_can_be_watched_from_elsewhere(
 
 def test_an_unregistered_device_is_refused(fleet: Fleet) -> None:
     create_device_keys(fleet.keys, [STRANGER])
-    fleet.start_supernode(STRANGER, 3, 4)
+    fleet.start_supernode(STRANGER, 3)
     assert fleet.processes[STRANGER].wait(PATIENCE_SECONDS) == 1
     assert "305" in fleet.log(STRANGER) or "not registered" in fleet.log(STRANGER).lower()
 

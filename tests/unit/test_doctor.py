@@ -113,7 +113,7 @@ def test_the_doctors_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "failed" in capsys.readouterr().out
 
 
-def launch(keys: KeyFolder, data: Path, **changes: object) -> Launch:
+def launch(keys: KeyFolder, data: Path | None, **changes: object) -> Launch:
     values = {
         "superlink": "fleet.example.org:9443",
         "data": data,
@@ -151,6 +151,18 @@ def test_flower_understands_the_command(keys: KeyFolder, tmp_path: Path) -> None
         max_temperature=75.0,
         weight_bits=(2, 4),
     )
+
+
+def test_an_emulated_device_has_no_folder_but_a_number(keys: KeyFolder, tmp_path: Path) -> None:
+    settings = launch(keys, None, partition_id=2, port=9100)
+    check_launch(settings)
+    command = supernode_command(settings)
+    assert command[command.index("--port") + 1] == "9100"
+    assert command[command.index("--node-config") + 1] == "partition-id=2"
+    with pytest.raises(UserError, match="expected --data DIR, or --partition-id N"):
+        check_launch(launch(keys, None))
+    with pytest.raises(UserError, match="--port 65536: expected 1 to 65535"):
+        check_launch(launch(keys, tmp_path, port=65536))
 
 
 def test_a_device_is_known_by_its_key(keys: KeyFolder) -> None:
