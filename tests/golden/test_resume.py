@@ -215,6 +215,30 @@ def test_an_emulated_fleet_goes_on_in_virtual_time(tmp_path: Path) -> None:
     assert_equal_runs(folder, reference)
 
 
+def test_a_private_run_goes_on_with_its_account(tmp_path: Path) -> None:
+    """Killed in the second QuaRC round: the same noise and weights, and no round is paid twice.
+
+    The lines of all rounds, with the epsilon spent so far, are compared, and the final account.
+    """
+    pytest.importorskip("dp_accounting")
+    settings: dict[str, object] = {
+        "privacy.mechanism": "central",
+        "privacy.clipping-norm": 10.0,
+        "privacy.noise-multiplier": 0.02,
+        "warmup.num-rounds": 1,
+        "federation.num-rounds": 2,
+    }
+    reference, folder = tmp_path / "reference", tmp_path / "run"
+    run_here(reference, resume=False, **settings)
+    # Who is there, the warm-up, calibration, one round of QuaRC, and one device of the next.
+    run_until_killed(folder, resume=False, num_messages=3 + 3 + 3 + 3 + 1, **settings)
+    run_here(folder, resume=True, **settings)
+    assert_equal_runs(folder, reference)
+    accounts = [json.loads((run / "summary.json").read_text()) for run in (reference, folder)]
+    assert accounts[0]["privacy"]["epsilon"] > 0
+    assert accounts[0]["privacy"] == accounts[1]["privacy"]
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("precious")
     with pytest.raises(UserError, match="expected the folder of a run"):
