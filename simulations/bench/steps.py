@@ -82,6 +82,8 @@ def _compare(sizes: Sizes, model: str, weight_bits: int, activation_bits: int) -
             rows.append(row(name, None, FASTER, str(reason)))
         except (UserError, ImportError) as error:
             rows.append(row(name, None, FASTER, f"not installed: {error}"))
+    in_bfloat16 = training(sizes, dataset, prepared, teacher, precision="bfloat16")
+    rows.append(row("the same step in bfloat16", against(in_bfloat16)))
     share = sizes.step_timer.ratio(_teacher_passes(sizes, dataset, teacher), quantized)
     rows.append(
         Row(
@@ -100,7 +102,14 @@ def _compare(sizes: Sizes, model: str, weight_bits: int, activation_bits: int) -
     return rows
 
 
-def training(sizes: Sizes, dataset: Dataset, model: nn.Module, teacher: nn.Module | None) -> Action:
+def training(
+    sizes: Sizes,
+    dataset: Dataset,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    *,
+    precision: str = "float32",
+) -> Action:
     """Some steps of training on all images; without a teacher by cross-entropy with labels."""
     config = Config.from_flat(
         {
@@ -109,6 +118,7 @@ def training(sizes: Sizes, dataset: Dataset, model: nn.Module, teacher: nn.Modul
             # So small that training on noise for long leaves the activations as they are.
             "training.learning-rate": 1e-4,
             "training.schedule": "constant",
+            "training.precision": precision,
         }
     )
     task = training_task(config, first_epoch=0, num_epochs=1, total_epochs=1)
