@@ -19,9 +19,19 @@ LARGEST_KEPT = 2**30
 
 def keep_freed_memory() -> None:
     """Tell the allocator of this process, if it is glibc's; others are left as they are."""
+    set_thresholds(mmap=LARGEST_KEPT, trim=2**31 - 1)
+
+
+def set_thresholds(*, mmap: int, trim: int) -> None:
+    """What glibc gives back to the system when it is freed; does nothing to other allocators.
+
+    Args:
+        mmap: blocks of more bytes, at once.
+        trim: what is free at the heap's end, from so many bytes on.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_MMAP_THRESHOLD, mmap)
+    mallopt(M_TRIM_THRESHOLD, trim)

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from simulations.bench import data, deltas, eden, memory, packing, selection, steps
+from simulations.bench import data, deltas, eden, memory, optimisations, packing, selection, steps
 from simulations.bench.report import Report
 from simulations.bench.rows import Benchmark, Row
 from simulations.bench.sizes import Sizes
@@ -18,7 +18,7 @@ from simulations.bench.sizes import Sizes
 THREADS = 1
 """A device's default, and that of a simulation's worker: what is slow on one core is seen best."""
 
-GROUPS = (steps, selection, data, packing, deltas, eden, memory)
+GROUPS = (steps, optimisations, selection, data, packing, deltas, eden, memory)
 
 
 def all_benchmarks(sizes: Sizes) -> list[Benchmark]:

@@ -84,7 +84,7 @@ def _compare(sizes: Sizes, model: str, weight_bits: int, activation_bits: int) -
             rows.append(row(name, None, FASTER, f"not installed: {error}"))
     in_bfloat16 = training(sizes, dataset, prepared, teacher, precision="bfloat16")
     rows.append(row("the same step in bfloat16", against(in_bfloat16)))
-    share = sizes.step_timer.ratio(_teacher_passes(sizes, dataset, teacher), quantized)
+    share = sizes.step_timer.ratio(teacher_passes(sizes, dataset, teacher), quantized)
     rows.append(
         Row(
             group=GROUP,
@@ -137,7 +137,7 @@ def training(
     )
 
 
-def _teacher_passes(sizes: Sizes, dataset: Dataset, teacher: nn.Module) -> Callable[[], None]:
+def teacher_passes(sizes: Sizes, dataset: Dataset, teacher: nn.Module) -> Callable[[], None]:
     batches = [
         normalize(images, dataset.mean, dataset.std)
         for images in dataset.train.images.split(sizes.step_batch)

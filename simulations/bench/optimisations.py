@@ -1,0 +1,67 @@
+"""What single optimisations are worth: the same work with and without each of them."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+from torch import nn
+
+from common.blocks import ReLU6
+from common.folding import fold_batch_norm
+from simulations.allocator import keep_freed_memory, set_thresholds
+from simulations.bench import noise
+from simulations.bench.rows import Benchmark, Figure, Row
+from simulations.bench.sizes import Sizes
+from simulations.bench.steps import teacher_passes, training
+
+GROUP = "Optimisations"
+LARGEST_MMAP_THRESHOLD = 2**25
+"""To which glibc moves its threshold by itself, and that of trimming to twice as much."""
+
+
+def benchmarks(sizes: Sizes) -> list[Benchmark]:
+    """Each model, 2w32a."""
+    return [
+        Benchmark(title=f"optimisations for {model}", run=partial(_compare, sizes, model))
+        for model in sizes.step_models
+    ]
+
+
+def _compare(sizes: Sizes, model: str) -> list[Row]:
+    dataset = noise.images(sizes.step_batch * sizes.steps_per_measurement, sizes.image_side)
+    loaded = noise.float_model(model).eval()
+    folded = fold_batch_norm(loaded)
+    prepared = noise.quantized_model(model, 2, 32, dataset)
+    step = training(sizes, dataset, prepared, folded)
+    ratio = sizes.step_timer.ratio
+
+    def step_with_memory_given_back() -> None:
+        set_thresholds(mmap=LARGEST_MMAP_THRESHOLD, trim=2 * LARGEST_MMAP_THRESHOLD)
+        step()
+        keep_freed_memory()
+
+    def row(subject: str, against: str, figure: Figure) -> Row:
+        subject = f"{model}, batch {sizes.step_batch}, {subject}"
+        return Row(group=GROUP, subject=subject, against=against, unit="x the time", figure=figure)
+
+    rows = [
+        row(
+            "the teacher's forward pass",
+            "batch normalisation not folded",
+            ratio(teacher_passes(sizes, dataset, folded), teacher_passes(sizes, dataset, loaded)),
+        ),
+        row("2w32a step", "freed memory given back", ratio(step, step_with_memory_given_back)),
+    ]
+    if any(isinstance(module, ReLU6) for module in prepared.modules()):
+        peer = training(sizes, dataset, _with_torchs_relu6(prepared), folded)
+        rows.append(row("2w32a step", "torch's ReLU6, which keeps a copy", ratio(step, peer)))
+    return rows
+
+
+def _with_torchs_relu6(model: nn.Module) -> nn.Module:
+    other = copy.deepcopy(model)
+    for name, module in list(other.named_modules()):
+        if isinstance(module, ReLU6):
+            other.set_submodule(name, nn.ReLU6(inplace=True))
+    return other
