@@ -17,7 +17,7 @@ from client.device import Device, emulated_device, float_model, quantized_model
 from client.health import read_health
 from client.local_device import DataFolderError, local_device
 from client.node import NodeSettings
-from client.rounds import calibration_round, float_round, quantized_round
+from client.rounds import calibration_round, decode_model, float_round, quantized_round
 from client.state import load_inputs, save_inputs
 from client.throttle import PausedTooLongError, Throttle, ThrottleLimits
 from common.bit_widths import choose_bits
@@ -35,7 +35,6 @@ from common.messages import (
     TrainRequest,
 )
 from common.models import load_state
-from common.updates import decode_state
 
 logger = logging.getLogger(__name__)
 print_events_of_a_service()
@@ -155,7 +154,7 @@ def evaluate(message: Message, context: Context) -> Message:
         config = config.at_bits(request.weight_bits)
     build = float_model if request.stage is Stage.FLOAT else quantized_model
     model = build(config, device)
-    load_state(model, decode_state(request.model))
+    load_state(model, decode_model(request.model))
     metrics = {
         NUM_EXAMPLES: len(device.holdout),
         "correct": 0,

@@ -6,7 +6,6 @@ architectures.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +16,7 @@ from client.deadline import Pace
 from common.config import Config, DataConfig, ModelConfig, QuantizationConfig
 from common.datasets import Dataset, ImageSet, load_dataset
 from common.models import create_model
+from common.module_copy import copy_module
 from common.partition import configured_split, split_holdout
 from common.qat import prepare
 from common.seeding import stream_seed
@@ -86,12 +86,12 @@ def _split(data: DataConfig, seed: int) -> list[torch.Tensor]:
 
 def float_model(config: Config, device: Device) -> nn.Module:
     """A new float model of the configured architecture; its values are to be loaded."""
-    return copy.deepcopy(_architecture(config.model, _shape(device)))
+    return copy_module(_architecture(config.model, _shape(device)))
 
 
 def quantized_model(config: Config, device: Device) -> nn.Module:
     """A new prepared model; its values, steps among them, are to be loaded."""
-    return copy.deepcopy(_prepared(config.model, config.quantization, _shape(device)))
+    return copy_module(_prepared(config.model, config.quantization, _shape(device)))
 
 
 def _shape(device: Device) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from flwr.app import RecordDict
@@ -16,6 +17,7 @@ from client.device import Device, float_model, quantized_model
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
 from client.selection import has_scored
 from client.state import (
+    State,
     TeacherStore,
     load_coreset,
     load_pace,
@@ -42,6 +44,19 @@ OnProgress = Callable[[float], None]
 """Called in every step of a training with the share of all epochs that is done."""
 
 
+@lru_cache(maxsize=2)
+def decode_model(payload: bytes) -> State:
+    """The state that a request's payload holds, read-only.
+
+    Kept, since the emulated devices of one process are sent the same model one after the other; two
+    where a run has several bit-widths.
+    """
+    state = decode_state(payload)
+    for values in state.values():
+        values.flags.writeable = False
+    return state
+
+
 def float_round(
     config: Config,
     device: Device,
@@ -51,7 +66,7 @@ def float_round(
 ) -> Reply:
     """A warm-up round: float training with the labels on all local images."""
     model = float_model(config, device)
-    load_state(model, decode_state(request.model))
+    load_state(model, decode_model(request.model))
     epochs = config.warmup.local_epochs
     task = replace(
         _task(config, request, epochs=epochs),
@@ -97,7 +112,7 @@ def calibration_round(
 ) -> Reply:
     """Activation steps from the device's own images; only these entries are answered."""
     model = quantized_model(config, device)
-    load_state(model, decode_state(request.model))
+    load_state(model, decode_model(request.model))
     generator = torch_generator(config.run.seed, "calibrate", device.partition_id)
     calibrate_steps(model, config, device.train, device.dataset, generator)
     state = model_state(model)
@@ -121,7 +136,7 @@ def quantized_round(
     teacher = _teacher(config, device, request)
     if teacher is None:
         return _refusal(device, request, Status.TEACHER_MISSING, "no teacher of this hash is kept")
-    base = decode_state(request.model)
+    base = decode_model(request.model)
     student = quantized_model(config, device)
     load_state(student, base)
     try:

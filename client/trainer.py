@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -324,7 +324,11 @@ def require_finite(model: nn.Module) -> None:
     Raises:
         DivergedError: naming the first such entry.
     """
-    state: Mapping[str, Tensor] = model.state_dict()
-    for name, values in state.items():
-        if values.is_floating_point() and not torch.isfinite(values).all():
-            raise DivergedError(f"{name} is not finite after training")
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    state = {name: values.detach() for name, values in named if values.is_floating_point()}
+    # The largest magnitude of all, a NaN if there is one: half the time of looking at each.
+    largest = nn.utils.get_total_norm(list(state.values()), norm_type=math.inf)
+    if math.isfinite(largest.item()):
+        return
+    name = next(name for name, values in state.items() if not torch.isfinite(values).all())
+    raise DivergedError(f"{name} is not finite after training")

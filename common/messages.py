@@ -244,9 +244,14 @@ def message_bytes(message: Message) -> int:
 
 def record_bytes(content: RecordDict) -> int:
     """Size in bytes of the content of a message as it is serialized for sending."""
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        no_object_id_recompute,
+    )
 
-    return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
+    # Else it would serialize and hash every part four times over.
+    with no_object_id_recompute():
+        return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
 
 
 def _bits_field(weight_bits: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from common.errors import UserError
@@ -45,25 +46,29 @@ def check_section(section: object, section_name: str) -> None:
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
-    types = get_type_hints(type(section))
+    types = _field_types(type(section))  # type: ignore[arg-type]
     for field in dataclasses.fields(section):  # type: ignore[arg-type]
         key = f"{section_name}.{kebab(field.name)}"
         _check_value(key, getattr(section, field.name), types[field.name], field.metadata)
 
 
+@cache
+def _field_types(section_type: type) -> dict[str, Any]:
+    """Evaluated once: a simulation builds its settings for every message to a device."""
+    return get_type_hints(section_type)
+
+
 def _check_value(key: str, value: Any, kind: type, limits: Mapping[str, Any]) -> None:
-    allowed = describe_allowed(kind, limits)
     wrong_type = not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
-    if wrong_type or (isinstance(value, float) and not math.isfinite(value)):
-        raise UserError(f"{key} = {value!r}: expected {allowed}")
-    out_of_range = (
+    is_wrong = wrong_type or (isinstance(value, float) and not math.isfinite(value))
+    is_wrong = is_wrong or (
         (limits.get("choices") is not None and value not in limits["choices"])
         or (limits.get("minimum") is not None and value < limits["minimum"])
         or (limits.get("maximum") is not None and value > limits["maximum"])
         or (limits.get("above") is not None and value <= limits["above"])
     )
-    if out_of_range:
-        raise UserError(f"{key} = {value!r}: expected {allowed}")
+    if is_wrong:
+        raise UserError(f"{key} = {value!r}: expected {describe_allowed(kind, limits)}")
 
 
 def describe_allowed(kind: type, limits: Mapping[str, Any]) -> str:
@@ -97,7 +102,7 @@ def build_section(
 
     An int is taken where a float is expected; nothing else is converted.
     """
-    types = get_type_hints(section_type)
+    types = _field_types(section_type)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for field in dataclasses.fields(section_type):  # type: ignore[arg-type]
         key = f"{section_name}.{kebab(field.name)}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from common.config import ASYNCHRONOUS
+from common.config import ASYNCHRONOUS, Config
 from common.messages import Stage
 from common.models import model_state
 from common.qat import activation_step_names
 from server.aggregation import State
 from server.asynchronous import run_asynchronous_stage
 from server.global_model import BestKeeper, GlobalModel
-from server.packed_updates import StagePlan
+from server.packed_updates import PackedUpdates, StagePlan
 from server.privacy import GaussianMechanism
 from server.rounds import Session, run_stage
 from server.strategy import averaging, make_strategy, required_replies
@@ -24,17 +24,22 @@ def warm_up(session: Session, model: GlobalModel) -> State:
     not looked for: the teacher is the last one.
     """
     state = copied_state(model)
+    strategy = float_strategy(session.config, state)
+    return run_stage(session, strategy, state, evaluate=model.evaluate)
+
+
+def float_strategy(config: Config, state: State) -> PackedUpdates:
+    """How the warm-up aggregates states like this one."""
     plan = StagePlan(
         stage=Stage.FLOAT,
-        num_rounds=session.config.warmup.num_rounds,
-        downlink_format=session.config.federation.downlink_format,
-        min_replies=required_replies(session.config),
-        mechanism=GaussianMechanism.of(session.config),
-        seed=session.config.run.seed,
+        num_rounds=config.warmup.num_rounds,
+        downlink_format=config.federation.downlink_format,
+        min_replies=required_replies(config),
+        mechanism=GaussianMechanism.of(config),
+        seed=config.run.seed,
         update_shapes=_shapes(state),
     )
-    strategy = make_strategy(averaging(session.config.strategy), plan)
-    return run_stage(session, strategy, state, evaluate=model.evaluate)
+    return make_strategy(averaging(config.strategy), plan)
 
 
 def calibrate(session: Session, model: GlobalModel) -> State:

@@ -20,8 +20,8 @@ from server.recorder import Recorder
 from server.registry import DeviceRegistry
 from server.reporting import quiet_flower
 from server.resumption import Checkpoints
-from server.rounds import Session
-from server.stages import warm_up
+from server.rounds import Session, run_stage
+from server.stages import copied_state, float_strategy
 from simulations.engine import LocalGrid
 from simulations.runner import CLIENT_APP
 from simulations.throughput.task import Timing, task_config
@@ -31,8 +31,7 @@ class Stopwatch:
     """A reporter that notes when rounds end, their checkpoints included."""
 
     def __init__(self) -> None:
-        self.ended: list[float] = []
-        self.num_fits = 0
+        self.timing = Timing()
 
     def start(self, config: Config, run_folder: Path) -> None:
         """Nothing to say."""
@@ -41,9 +40,8 @@ class Stopwatch:
         """Nothing to say."""
 
     def round_done(self, stage: Stage, round_index: int, metrics: Mapping[str, Any]) -> None:
-        """Look at the clock."""
-        self.ended.append(time.perf_counter())
-        self.num_fits += metrics["num_accepted"]
+        """Look at the clocks."""
+        self.timing.round_is_over(metrics["num_accepted"])
 
     def note(self, text: str) -> None:
         """Refusals, to be seen."""
@@ -87,5 +85,6 @@ def run(num_devices: int, num_rounds: int, num_workers: int) -> Timing:
             checkpoints=Checkpoints(recorder.folder, config, note=watch.note),
             started=time.perf_counter(),
         )
-        warm_up(session, GlobalModel(model, dataset, config))
-    return Timing(ended=watch.ended, num_fits=watch.num_fits)
+        state = copied_state(GlobalModel(model, dataset, config))
+        run_stage(session, float_strategy(config, state), state)  # without evaluation, as there
+    return watch.timing

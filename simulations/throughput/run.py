@@ -36,8 +36,9 @@ FEWEST_FITS = 200
 """Fits that the rounds which are measured have at least, where devices are few."""
 
 HEADER = (
-    "| devices | rounds measured | local engine | Flower on Ray | ratio | local engine, peak "
-    "| Flower on Ray, peak |\n| --- | --- | --- | --- | --- | --- | --- |\n"
+    "| devices | rounds measured | local engine | Flower on Ray | ratio | local engine, CPU "
+    "| Flower on Ray, CPU | ratio | local engine, peak | Flower on Ray, peak |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
@@ -47,6 +48,8 @@ class Measurement:
 
     fits_per_second: float
     """After the first round, in which processes start and load."""
+    cpu_seconds_per_fit: float
+    """Processor time of all processes, after the first round."""
     peak_bytes: int
     """Of all processes together."""
     seconds: float
@@ -82,6 +85,9 @@ def table_row(num_devices: int, num_rounds: int, own: Measurement, stock: Measur
         f"| {num_devices:,} | {num_rounds} | {own.fits_per_second:.1f} fits/s "
         f"| {stock.fits_per_second:.1f} fits/s "
         f"| {own.fits_per_second / stock.fits_per_second:.1f} "
+        f"| {1e3 * own.cpu_seconds_per_fit:.1f} ms/fit "
+        f"| {1e3 * stock.cpu_seconds_per_fit:.1f} ms/fit "
+        f"| {stock.cpu_seconds_per_fit / own.cpu_seconds_per_fit:.1f} "
         f"| {own.peak_bytes / 1e6:,.0f} MB | {stock.peak_bytes / 1e6:,.0f} MB |"
     )
 
@@ -118,15 +124,17 @@ def measure(module: str, num_devices: int, num_rounds: int, num_workers: int) ->
         raise UserError(
             f"{module}: {timing.num_fits} answers of {num_devices} devices in {num_rounds} rounds"
         )
+    num_fits = num_devices * (num_rounds - 1)
     return Measurement(
-        fits_per_second=fits_per_second(timing, num_devices), peak_bytes=peak, seconds=seconds
+        fits_per_second=num_fits / _after_the_first(timing.ended),
+        cpu_seconds_per_fit=_after_the_first(timing.cpu_seconds) / num_fits,
+        peak_bytes=peak,
+        seconds=seconds,
     )
 
 
-def fits_per_second(timing: Timing, num_devices: int) -> float:
-    """Of all rounds but the first."""
-    num_fits = num_devices * (len(timing.ended) - 1)
-    return num_fits / (timing.ended[-1] - timing.ended[0])
+def _after_the_first(round_ends: Sequence[float]) -> float:
+    return round_ends[-1] - round_ends[0]
 
 
 def _peak_until_end(process: subprocess.Popen[bytes]) -> int:

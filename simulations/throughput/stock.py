@@ -6,7 +6,6 @@ state dict back.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -73,8 +72,7 @@ class TimedFedAvg(FedAvg):
         super().__init__(
             fraction_evaluate=0.0, min_train_nodes=num_devices, min_available_nodes=num_devices
         )
-        self.ended: list[float] = []
-        self.num_fits = 0
+        self.timing = Timing()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -82,8 +80,7 @@ class TimedFedAvg(FedAvg):
         """FedAvg's."""
         replies = list(replies)
         result = super().aggregate_train(server_round, replies)
-        self.ended.append(time.perf_counter())
-        self.num_fits += sum(reply.has_content() for reply in replies)
+        self.timing.round_is_over(sum(reply.has_content() for reply in replies))
         return result
 
 
@@ -107,7 +104,7 @@ def run(num_devices: int, num_rounds: int, num_workers: int) -> Timing:
             "init_args": {"num_cpus": num_workers, "include_dashboard": False},
         },
     )
-    return Timing(ended=strategy.ended, num_fits=strategy.num_fits)
+    return strategy.timing
 
 
 @lru_cache(maxsize=1)

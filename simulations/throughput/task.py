@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import time
+from dataclasses import dataclass, field
 
 from common.config import Config
+from simulations.throughput.process_tree import tree_cpu_seconds
 
 MODEL = "resnet8"
 BATCH_SIZE = 32
@@ -13,14 +16,22 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Timing:
     """One federation's rounds."""
 
-    ended: list[float]
+    ended: list[float] = field(default_factory=list)
     """When each round was over, in seconds of one clock."""
-    num_fits: int
+    cpu_seconds: list[float] = field(default_factory=list)
+    """Processor time of all processes together by then."""
+    num_fits: int = 0
     """Devices that trained and answered, of all rounds together."""
+
+    def round_is_over(self, num_fits: int) -> None:
+        """Look at the clocks."""
+        self.ended.append(time.perf_counter())
+        self.cpu_seconds.append(tree_cpu_seconds(os.getpid()))
+        self.num_fits += num_fits
 
 
 def task_config(num_devices: int, num_rounds: int) -> Config:

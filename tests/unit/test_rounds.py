@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.device import Device, float_model, quantized_model
-from client.rounds import calibration_round, float_round, quantized_round
+from client.rounds import calibration_round, decode_model, float_round, quantized_round
 from client.state import TeacherStore, load_coreset, load_residual
 from common import wire
 from common.checkpoints import content_hash
@@ -130,6 +130,16 @@ class TestFloatRound:
         assert reply.status is Status.DIVERGED
         assert reply.reason
         assert reply.update == b""
+
+
+class TestDecodeModel:
+    def test_it_is_decoded_once_and_stays_as_it_is(self) -> None:
+        payload = encode_float({"w": np.array([1, 2], np.float32)}, "float32", {})
+        first, again = decode_model(payload), decode_model(bytes(bytearray(payload)))
+        assert first is again
+        np.testing.assert_array_equal(first["w"], [1, 2])
+        with pytest.raises(ValueError, match="read-only"):
+            first["w"][0] = 3
 
 
 class TestCalibrationRound:
