@@ -19,6 +19,12 @@ from server.evaluation import Evaluation
 
 Line = Mapping[str, Any]
 
+UNFINISHED_DEVICES = "unfinished_devices"
+"""In the last round's line, where devices train without common rounds: those that were training
+when it ended."""
+UNFINISHED_BYTES = "unfinished_download_bytes"
+"""What these had been sent."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
@@ -40,7 +46,8 @@ def summarise(config: Config, rounds: Sequence[Line], facts: RunFacts) -> dict[s
 
     upload_bytes and download_bytes are those of the quantization-aware training rounds, which
     float32_upload_bytes compares with; warm-up, calibration, evaluation on devices and queries are
-    listed beside them, and the totals hold everything.
+    listed beside them, and the totals hold everything, what devices had been sent that were still
+    training when the last round ended included.
 
     Args:
         config: of the run.
@@ -71,6 +78,7 @@ def summarise(config: Config, rounds: Sequence[Line], facts: RunFacts) -> dict[s
         "device_accuracy": _last_value(trained, "device_accuracy"),
         "refused_replies": _refused(rounds),
         **_bytes(rounds, facts.query_traffic),
+        **{name: value for name, value in last.items() if name.startswith("unfinished_")},
         **_seconds(rounds, facts.wall_seconds),
         "warmup_rounds": len(of_stage(rounds, Stage.FLOAT)),
         "teacher_hash": facts.teacher_hash,
@@ -151,7 +159,10 @@ def _bytes(rounds: Sequence[Line], queries: Traffic) -> dict[str, int]:
             total("upload_bytes", *everything) + evaluation_upload + queries.upload_bytes
         ),
         "total_download_bytes": (
-            total("download_bytes", *everything) + evaluation_download + queries.download_bytes
+            total("download_bytes", *everything)
+            + total(UNFINISHED_BYTES, *everything)
+            + evaluation_download
+            + queries.download_bytes
         ),
     }
 

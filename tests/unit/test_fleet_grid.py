@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import pytest
@@ -317,6 +318,47 @@ class TestTasks:
         assert reason(late).startswith("late: at least 4.5")
         assert nodes.trained() == []
         assert grid.pull_messages(["1"]) == []
+
+    def test_a_task_that_is_under_way_goes_on_in_another_process(self) -> None:
+        """After device 1's answer both are asked again: device 0 from 0 s on, device 1 from its
+        first answer on. They answer when they would have, whatever the clock was, and are counted
+        as in the run that went on; delays show that their numbers are."""
+        profiles = [profile(0.1, mean_delay_seconds=1.0), profile(0.4, mean_delay_seconds=1.0)]
+        grid, _ = make_grid(*profiles)
+        ids = grid.push_messages(train_messages(2))
+        first = self.pull(grid, ids).metadata.src_node_id - FIRST_NODE_ID
+        grid.annotate(device_line(first))
+        self.again(grid, ids, first)
+        state = json.loads(json.dumps(grid.state()))
+        other, _ = make_grid(*profiles)
+        other.restore(state)
+        assert other.clock.now() == grid.clock.now()
+        other_ids = other.push_messages(train_messages(2))
+        times: dict[int, list[float]] = {0: [], 1: []}
+        for index, (one, its_ids) in enumerate([(grid, ids), (other, other_ids)]):
+            for _ in range(3):
+                reply = self.pull(one, its_ids)
+                times[index].append(one.clock.now())
+                self.again(one, its_ids, reply.metadata.src_node_id - FIRST_NODE_ID)
+        assert times[0] == times[1]
+        assert grid.emulation.spent_joules.tolist() == other.emulation.spent_joules.tolist()
+
+    def test_the_energy_of_what_is_never_finished(self) -> None:
+        """Device 1 answers after about 1.5 s; device 0 has loaded for half a second, at 3 W, and
+        computed for the rest, at 5 W. Nobody else is charged for it, and only a last round's line
+        asks for it."""
+        grid, _ = make_grid(profile(0.1), profile(0.4))
+        ids = grid.push_messages(train_messages(2))
+        self.pull(grid, ids)
+        figures = grid.annotate(device_line(1))
+        now, loading = grid.clock.now(), 0.25 + message_bytes(train_messages(1)[0]) / 1e6
+        line = {"kind": "round", "stage": "quantized", "round": 1}
+        assert "unfinished_joules" not in grid.annotate(line)
+        joules = 3 * loading + 5 * (now - loading)
+        last = grid.annotate({**line, "unfinished_devices": 1})
+        assert last["unfinished_joules"] == pytest.approx(joules)
+        spent = grid.emulation.spent_joules.tolist()
+        assert spent == pytest.approx([joules, figures["joules"]])
 
     def test_the_server_gives_up_after_its_own_timeout(self) -> None:
         grid, _ = make_grid(profile(0.1), **{"federation.round-timeout": 3.0})

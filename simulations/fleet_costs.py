@@ -1,0 +1,99 @@
+"""What the tasks of emulated devices cost: seconds and bytes, from messages and replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.app import Message
+
+from common.config import Config
+from common.devices import TaskCost, task_cost
+from common.messages import Reply, Stage, message_bytes
+from simulations.emulation import Attempt, Emulation, require_possible
+from simulations.worker import FIRST_NODE_ID
+from simulations.workload import Workload
+
+
+class FleetCosts:
+    """The costs of tasks on a fleet.
+
+    Args:
+        emulation: the devices.
+        config: of the run.
+        workload: what tasks compute.
+        num_classes: of the data set.
+    """
+
+    def __init__(
+        self, emulation: Emulation, config: Config, workload: Workload, num_classes: int
+    ) -> None:
+        self.emulation = emulation
+        self.config = config
+        self.workload = workload
+        self.num_classes = num_classes
+        self.num_samples: dict[int, int] = {}
+        """Partition id -> training images, from the replies to queries."""
+
+    def learn_samples(self, reply: Message) -> None:
+        """Note what a reply to a query says."""
+        metrics = Reply.from_record(reply.content).metrics
+        self.num_samples[partition_of(reply)] = int(metrics.get("num-samples", 0))
+
+    def least(self, stage: Stage, partition_id: int, download_bytes: int) -> TaskCost:
+        """The least that a task can cost."""
+        num_samples = self.num_samples.get(partition_id, 0)
+        return task_cost(
+            self.emulation.profile(partition_id),
+            flops=self.workload.least(stage, num_samples, self.num_classes),
+            download_bytes=download_bytes,
+            upload_bytes=0,
+        )
+
+    def of_reply(
+        self, stage: Stage, least: TaskCost, download_bytes: int, reply: Message
+    ) -> TaskCost:
+        """What a task cost, from the reply; an error reply tells nothing of its work."""
+        if not reply.has_content():
+            return least
+        partition_id = partition_of(reply)
+        metrics = Reply.from_record(reply.content).metrics
+        return task_cost(
+            self.emulation.profile(partition_id),
+            flops=self.workload.of_reply(stage, metrics, self.num_samples.get(partition_id, 0)),
+            download_bytes=download_bytes,
+            upload_bytes=message_bytes(reply),
+            delay_seconds=least.virtual_delay_seconds,
+        )
+
+    def require_possible(self, stage: Stage, download_bytes: int) -> None:
+        """Refuse a deadline that no device that is known can meet, of this round or not.
+
+        Raises:
+            UserError: naming the fastest device's time.
+        """
+        deadline = self.config.fleet.deadline
+        if not deadline:
+            return
+        attempts = [
+            Attempt(partition_id=i, cost=self.least(stage, i, download_bytes))
+            for i in sorted(self.num_samples)
+        ]
+        names = [self.emulation.profile(a.partition_id).class_name for a in attempts]
+        require_possible(attempts, names, deadline)
+
+
+def partition_of(reply: Message) -> int:
+    """Partition id of the device that a reply comes from."""
+    return reply.metadata.src_node_id - FIRST_NODE_ID
+
+
+def message_sizes(messages: Iterable[Message]) -> dict[int, int]:
+    """Node id -> bytes of its message; messages share few contents, each is measured once."""
+    by_content: dict[int, int] = {}
+    sizes = {}
+    for message in messages:
+        content = id(message.content)
+        if content not in by_content:
+            by_content[content] = message_bytes(message)
+        sizes[message.metadata.dst_node_id] = by_content[content]
+    return sizes

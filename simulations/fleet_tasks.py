@@ -1,0 +1,143 @@
+"""Messages that are pushed to an emulated fleet: every device works on its own, in virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from client.deadline import round_deadline
+from common.messages import REQUEST, Stage
+from simulations.clock import VirtualClock
+from simulations.emulation import Attempt, Fate
+from simulations.fleet_costs import FleetCosts
+from simulations.fleet_drops import Dropped
+from simulations.fleet_ledger import FleetLedger
+from simulations.fleet_task import FleetTask
+from simulations.worker import FIRST_NODE_ID
+
+
+class FleetTasks:
+    """The tasks that are under way on a fleet.
+
+    Args:
+        grid: runs the messages; it has to wait for the reply that it is asked for.
+        costs: of tasks.
+        ledger: of what becomes of devices.
+        clock: passes until the next answer.
+        dropped: makes the errors in place of replies that the server does not get.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        costs: FleetCosts,
+        ledger: FleetLedger,
+        clock: VirtualClock,
+        dropped: Dropped,
+    ) -> None:
+        self.grid = grid
+        self.costs = costs
+        self.emulation = costs.emulation
+        self.ledger = ledger
+        self.clock = clock
+        self.dropped = dropped
+        self._tasks: dict[str, FleetTask] = {}
+        """Message id -> what a device is doing."""
+        self._num_tasks: Counter[int] = Counter()
+        """Partition id -> tasks so far."""
+        self._resumed: dict[int, float] = {}
+        """Partition id -> when a task began that was under way when the run was killed, and that
+        the server is yet to push again."""
+
+    @property
+    def busy_nodes(self) -> set[int]:
+        """Node ids of the devices that are doing something."""
+        return {task.message.metadata.dst_node_id for task in self._tasks.values()}
+
+    def is_resumed(self, message: Message) -> bool:
+        """Whether a message stands for a task that began before the run was killed."""
+        return message.metadata.dst_node_id - FIRST_NODE_ID in self._resumed
+
+    def push(self, message: Message, download_bytes: int) -> None:
+        """Have a device train from now on; see `FleetTask`."""
+        task = self._start(message, download_bytes)
+        if task.is_known:
+            self.dropped.number(message)
+        else:
+            self.grid.push_messages([message])
+        self._tasks[message.metadata.message_id] = task
+
+    def pull(self, message_ids: Iterable[str]) -> list[Message]:
+        """The reply, or the error in its place, that comes first: virtual time passes until then.
+
+        Empty where none of these messages is waited for.
+        """
+        message_ids = list(message_ids)
+        while tasks := [self._tasks[key] for key in message_ids if key in self._tasks]:
+            first = min(tasks, key=lambda task: task.order)
+            message_id = first.message.metadata.message_id
+            if first.is_known:
+                del self._tasks[message_id]
+                return [self._finish(first)]
+            (reply,) = self.grid.pull_messages([message_id])
+            least = first.attempt.cost
+            cost = self.costs.of_reply(first.stage, least, first.download_bytes, reply)
+            first.learn(reply, cost)
+        return []
+
+    def _start(self, message: Message, download_bytes: int) -> FleetTask:
+        partition_id = message.metadata.dst_node_id - FIRST_NODE_ID
+        stage = Stage(str(message.content.config_records[REQUEST]["stage"]))
+        self.costs.require_possible(stage, download_bytes)
+        number = self._num_tasks[partition_id]
+        self._num_tasks[partition_id] += 1
+        delay = float(self.emulation.delays(stage, number)[partition_id])
+        least = self.costs.least(stage, partition_id, download_bytes)
+        cost = replace(least, virtual_delay_seconds=delay)
+        fails_after = float(self.emulation.failures(stage, number)[partition_id])
+        return FleetTask(
+            message=message,
+            stage=stage,
+            download_bytes=download_bytes,
+            starts=self._resumed.pop(partition_id, self.clock.now()),
+            limit=round_deadline(self.costs.config),
+            attempt=Attempt(
+                partition_id=partition_id,
+                cost=cost,
+                fails_after=fails_after * cost.virtual_seconds,
+            ),
+        )
+
+    def _finish(self, task: FleetTask) -> Message:
+        self.clock.sleep(max(0.0, task.ends - self.clock.now()))
+        self.ledger.record(task.attempt, task.virtual_seconds)
+        if task.attempt.fate is Fate.TRAINED and task.reply is not None:
+            return task.reply
+        return self.dropped.answer(task.message, task.attempt, task.virtual_seconds)
+
+    def charge_unfinished(self) -> float:
+        """Charge devices for what they have done by now of tasks that nobody waits for any more;
+        returns the joules. What a device does is known as far as the clock has come."""
+        now = self.clock.now()
+        tasks = sorted(self._tasks.values(), key=lambda task: task.attempt.partition_id)
+        return math.fsum(self.emulation.spend(task.attempt, now - task.starts) for task in tasks)
+
+    def state(self) -> dict[str, Any]:
+        """What is under way, and how many tasks each device had before it."""
+        under_way = {task.attempt.partition_id: task.starts for task in self._tasks.values()}
+        counts = {
+            partition_id: count - (partition_id in under_way)
+            for partition_id, count in self._num_tasks.items()
+        }
+        return {"starts": list(under_way.items()), "num_tasks": list(counts.items())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`: a task that was under way keeps its beginning."""
+        self._resumed = dict(state["starts"])
+        self._num_tasks = Counter(dict(state["num_tasks"]))
