@@ -55,6 +55,11 @@ class Availability:
         """Virtual time after which the schedule begins anew; 0: there is no schedule."""
         return math.fsum(seconds for seconds, _ in self.schedule)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether devices always are there."""
+        return self.probability == 1.0 and not self.schedule
+
     def slot(self, virtual_seconds: float) -> int:
         """Which draw holds at this time: devices' chances are drawn once for every slot."""
         return int(virtual_seconds // self.slot_seconds)

@@ -83,10 +83,13 @@ class Emulation:
 
     def available(self, virtual_seconds: float) -> NDArray[np.bool_]:
         """Which devices are there, [devices]: by availability and battery."""
-        there = np.zeros(self.num_devices, dtype=np.bool_)
+        there = np.ones(self.num_devices, dtype=np.bool_)
         for index, profile in enumerate(self.fleet.profiles):
-            members = self.class_of == index
             availability = profile.availability
+            # A planned fleet has a million devices: nothing is drawn for those that always are.
+            if availability.is_constant and not profile.battery_wh:
+                continue
+            members = self.class_of == index
             slot = availability.slot(virtual_seconds)
             draw = numpy_generator(self.seed, "availability", index, slot).random(self.num_devices)
             there[members] = availability.is_available(
@@ -106,8 +109,10 @@ class Emulation:
 
     def delays(self, purpose: str, round_index: int) -> NDArray[np.float64]:
         """Virtual seconds that each device waits before it starts, [devices]."""
-        generator = numpy_generator(self.seed, f"delays-{purpose}", round_index)
         means = np.array([profile.mean_delay_seconds for profile in self.fleet.profiles])
+        if not means.any():
+            return np.zeros(self.num_devices)
+        generator = numpy_generator(self.seed, f"delays-{purpose}", round_index)
         return generator.standard_exponential(self.num_devices) * means[self.class_of]
 
     def spend(self, attempt: Attempt, round_seconds: float) -> float:
