@@ -144,7 +144,10 @@ def _federate(
     mixed_bits = config.device_bits if config.federation.mixed_bits else ()
     registry = DeviceRegistry(courier, reporter.note, introduction, mixed_bits)
     with quiet_flower():
-        registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
+        if checkpoints.has_busy_devices:
+            registry.refresh()  # they answer, whoever else is there
+        else:
+            registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
         registry.traffic.add(Traffic(**checkpoints.earlier.get("query_traffic", {})))
         checkpoints.restore_files()
         kept_bytes = checkpoints.kept_bytes

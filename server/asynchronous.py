@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.events import log_event
 from common.messages import NUM_EXAMPLES, Reply
 from server.aggregation import State, is_finite, lift_codes
+from server.asynchronous_state import from_progress, to_progress
 from server.courier import Traffic
 from server.crew import Answer, Crew, publish
 from server.fedbuff import UpdateBuffer
@@ -29,6 +30,7 @@ from server.round_lines import (
 )
 from server.rounds import Evaluate, Session, measure
 from server.strategy import averaging, make_strategy
+from server.summary import UNFINISHED_BYTES, UNFINISHED_DEVICES
 
 
 @dataclass(kw_only=True)
@@ -68,7 +70,8 @@ def run_asynchronous_stage(
 
     A device that gives no good reply is left alone until the next round. A round in which nobody is
     left to ask is recorded as skipped and leaves the state as it is; what its buffer holds is kept.
-    What devices are still training when the last round ends is given up.
+    What devices are still training when the last round ends is given up; the last round's line
+    counts them.
 
     Args:
         session: the run.
@@ -85,10 +88,20 @@ def run_asynchronous_stage(
     # For evaluations on devices, which take their turns as in every other strategy.
     evaluator = make_strategy(averaging(settings), plan)
     crew, buffer = Crew(session, plan.min_replies), UpdateBuffer()
-    num_steps = float32_bytes = 0
     problem = ""
-    version = publish(plan, 0, num_steps, state)
-    for round_index in range(plan.num_rounds):
+    start = session.checkpoints.start(plan.stage, state, evaluator)
+    state, float32_bytes = start.state, start.float32_bytes
+    if start.progress is None:
+        num_steps = 0
+        version = publish(plan, 0, num_steps, state)
+    else:
+        earlier = from_progress(start.progress, plan, state, session.registry)
+        num_steps, buffer, version = earlier.num_steps, earlier.buffer, earlier.version
+        crew.num_draws = earlier.num_draws
+        if start.num_done < plan.num_rounds:
+            for task in earlier.tasks:
+                crew.send(task)
+    for round_index in range(start.num_done, plan.num_rounds):
         started = time.perf_counter()
         number, tally = round_index + 1, _Tally()
         log_event("round-started", stage=plan.stage.value, round=number, num_training=len(crew))
@@ -138,9 +151,20 @@ def run_asynchronous_stage(
         )
         line["skipped"] = not is_done
         line |= _staleness_figures(staleness_of_updates)
+        if number == plan.num_rounds:
+            line[UNFINISHED_DEVICES] = len(crew)
+            line[UNFINISHED_BYTES] = session.courier.under_way.download_bytes
         line |= measure(session, evaluator, state, number, evaluate, device_interval)
         line["round_seconds"] = time.perf_counter() - started
-        session.reporter.round_done(plan.stage, round_index, session.recorder.write(line))
+        line = session.recorder.write(line)
+        session.save_checkpoint(
+            number,
+            state,
+            evaluator,
+            float32_bytes=float32_bytes,
+            progress=to_progress(num_steps, buffer, version, crew),
+        )
+        session.reporter.round_done(plan.stage, round_index, line)
     if not num_steps:
         raise UserError(
             f"stage {plan.stage}: no round of {plan.num_rounds} had {settings.buffer_size} good "

@@ -147,6 +147,14 @@ class Courier:
             result.failures[node_id] = self._no_reply()
         return lost
 
+    @property
+    def under_way(self) -> Traffic:
+        """Bytes of messages that are waited for, a first try without the teacher included."""
+        total = Traffic()
+        for posted in self._posted.values():
+            total.add(posted.exchange.total())
+        return total
+
     def post(self, message: Message) -> None:
         """Send a message without waiting; what comes of it is for `collect`."""
         self._push(_Posted(message=message, exchange=Exchange(), expires=0.0))

@@ -25,6 +25,8 @@ class Version:
 
     num_steps: int
     """Steps that the server had taken."""
+    state: State
+    """The global state, before it was packed."""
     request: TrainRequest
     expected: Expectation
     """Of a good reply; which device it comes from is added for every task."""
@@ -56,6 +58,7 @@ def publish(plan: StagePlan, round_index: int, num_steps: int, state: State) -> 
     )
     return Version(
         num_steps=num_steps,
+        state=state,
         request=request,
         expected=expected,
         base_deployed=plan.deploy[plan.entries.bits[0]](base) if plan.lifts_codes else {},
@@ -68,6 +71,8 @@ class Task:
 
     device: RegisteredDevice
     version: Version
+    repetition: int
+    """How often the device was asked with this version before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +113,18 @@ class Crew:
     def __init__(self, session: Session, min_devices: int) -> None:
         self.session = session
         self.min_devices = min_devices
+        self.num_draws = 0
+        """Choices so far."""
         self._tasks: dict[int, Task] = {}
         """By node id."""
-        self._num_draws = 0
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What devices are doing, in the order in which they were asked."""
+        return list(self._tasks.values())
 
     def ask(self, version: Version, spared: Set[int] = frozenset()) -> None:
         """Send ``version`` to devices that are free until strategy.concurrency are training.
@@ -136,10 +147,13 @@ class Crew:
         num_wanted = min(config.strategy.concurrency - len(busy), len(free))
         if not num_wanted:
             return
-        generator = numpy_generator(config.run.seed, "sampling-asynchronous", self._num_draws)
-        self._num_draws += 1
+        generator = numpy_generator(config.run.seed, "sampling-asynchronous", self.num_draws)
+        self.num_draws += 1
         for index in generator.permutation(len(free))[:num_wanted].tolist():
-            self._send(Task(device=free[index], version=version))
+            device = free[index]
+            repetition = version.asked[device.partition_id]
+            version.asked[device.partition_id] += 1
+            self.send(Task(device=device, version=version, repetition=repetition))
 
     def collect(self) -> Answer | None:
         """Wait for the next answer; None where nobody is training."""
@@ -149,12 +163,14 @@ class Crew:
         (node_id,) = exchange.traffic
         return Answer(task=self._tasks.pop(node_id), exchange=exchange)
 
-    def _send(self, task: Task) -> None:
-        device, version = task.device, task.version
-        repetition = version.asked[device.partition_id]
-        version.asked[device.partition_id] += 1
-        request = replace(version.request, repetition=repetition)
-        self._tasks[device.node_id] = task
+    def send(self, task: Task) -> None:
+        """Have a device begin a task."""
+        node_id = task.device.node_id
+        request = replace(task.version.request, repetition=task.repetition)
+        self._tasks[node_id] = task
+        # It may be over, for real, before it is in virtual time: a checkpoint between the two needs
+        # the state from which the device can begin again.
+        self.session.checkpoints.hold(node_id)
         self.session.courier.post(
-            Message(request.to_record(), dst_node_id=device.node_id, message_type=MessageType.TRAIN)
+            Message(request.to_record(), dst_node_id=node_id, message_type=MessageType.TRAIN)
         )

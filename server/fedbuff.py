@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,24 @@ class UpdateBuffer:
         self._num_examples += num_examples
         self._weight += weight
         self.staleness.append(staleness)
+
+    def state(self) -> tuple[dict[str, Any], State]:
+        """What :meth:`restored` takes: facts as JSON can hold them, and the sums."""
+        facts = {
+            "staleness": self.staleness,
+            "num_examples": self._num_examples,
+            "weight": self._weight,
+        }
+        return facts, self._sums
+
+    @classmethod
+    def restored(cls, facts: Mapping[str, Any], sums: State) -> UpdateBuffer:
+        """The buffer that :meth:`state` described."""
+        buffer = cls()
+        buffer.staleness = list(facts["staleness"])
+        buffer._num_examples, buffer._weight = facts["num_examples"], facts["weight"]
+        buffer._sums = dict(sums)
+        return buffer
 
     def step(self, state: Arrays, learning_rate: float) -> State:
         """The entries of the updates after a step from ``state``.

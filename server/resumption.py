@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +26,13 @@ from server.courier import Traffic
 from server.packed_updates import PackedUpdates
 from server.recorder import METRICS_FILE, SUMMARY_FILE, Recorder, file_digest
 from server.snapshots import Snapshot, SnapshotError, SnapshotStore, restore_link
+from server.stage_start import Progress, StageStart
 from server.strategy_state import restore_strategy, strategy_state
 
 CHECKPOINT_FOLDER = "checkpoints"
 DEVICE_FOLDER = "devices"
 DEVICE_SUFFIX = ".state"
-"""An emulated device's state is a file of this suffix that is replaced as a whole."""
+"""An emulated device's state is a file of its node id and this suffix, replaced as a whole."""
 MODEL_FILES = (
     "teacher.safetensors",
     *(f"{n}{s}" for n in ("best", "last") for s in (".safetensors", ".fqrc")),
@@ -40,22 +42,13 @@ VERSION = 1
 FREE_SETTINGS = ("run.out", "run.resume", "run.tensorboard")
 """Settings that may differ between a run and its continuation."""
 
-_STATE, _STRATEGY = "state/", "strategy/"
+_STATE, _STRATEGY, _PROGRESS = "state/", "strategy/", "progress/"
+_HELD_SUFFIX = ".held"
 
 
 def device_folder(run_folder: Path) -> Path:
     """Where an engine keeps the states of emulated devices for this run."""
     return run_folder / CHECKPOINT_FOLDER / DEVICE_FOLDER
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageStart:
-    """Where a stage begins, or goes on."""
-
-    state: State
-    num_done: int = 0
-    """Rounds that are over."""
-    float32_bytes: int = 0
 
 
 class Harness(Protocol):
@@ -129,6 +122,20 @@ class Checkpoints:
         order = [item.value for item in Stage]
         return bool(self.earlier) and order.index(self.earlier["stage"]) > order.index(stage)
 
+    @property
+    def has_busy_devices(self) -> bool:
+        """Whether devices were training when the checkpoint was made."""
+        return bool(self.earlier.get("busy_nodes"))
+
+    def hold(self, node_id: int) -> None:
+        """Hold a device's state as it is now, before a task that a checkpoint may interrupt."""
+        if self.devices is None:
+            return
+        held = self.devices / f"{node_id}{_HELD_SUFFIX}"
+        held.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # a device without any yet
+            os.link(self.devices / f"{node_id}{DEVICE_SUFFIX}", held)
+
     def restore_files(self) -> None:
         """Put models and device states back; what an unfinished round left behind is removed."""
         if not self.is_resuming:
@@ -163,6 +170,20 @@ class Checkpoints:
             state={name: arrays[_STATE + name] for name in state},
             num_done=self.earlier["round"],
             float32_bytes=self.earlier["float32_bytes"],
+            progress=self._progress(),
+        )
+
+    def _progress(self) -> Progress | None:
+        assert self._resumed is not None
+        if "progress" not in self.earlier:
+            return None
+        return Progress(
+            facts=self.earlier["progress"],
+            arrays={
+                name.removeprefix(_PROGRESS): values
+                for name, values in self._resumed.arrays.items()
+                if name.startswith(_PROGRESS)
+            },
         )
 
     def save(
@@ -174,6 +195,7 @@ class Checkpoints:
         recorder: Recorder,
         *,
         float32_bytes: int,
+        progress: Progress | None,
         teacher_partitions: list[int],
         query_traffic: Traffic,
         wall_seconds: float,
@@ -203,7 +225,12 @@ class Checkpoints:
                 facts["harness"] = self.harness.state()
             arrays = {_STATE + name: values for name, values in state.items()}
             arrays |= {_STRATEGY + name: values for name, values in memory.items()}
-            self._store.write(facts, arrays, self._links())
+            if progress is not None:
+                facts["progress"] = progress.facts
+                facts["busy_nodes"] = sorted(progress.busy_nodes)
+                arrays |= {_PROGRESS + name: values for name, values in progress.arrays.items()}
+            busy_nodes = progress.busy_nodes if progress else frozenset()
+            self._store.write(facts, arrays, self._links(busy_nodes))
             log_event("checkpoint-written", stage=stage.value, round=number)
         except OSError as error:
             self.note(f"no checkpoint of {stage} round {number}: {error.strerror or error}")
@@ -212,14 +239,17 @@ class Checkpoints:
         """Remove all checkpoints: the run is over."""
         shutil.rmtree(self.run_folder / CHECKPOINT_FOLDER, ignore_errors=True)
 
-    def _links(self) -> dict[str, Path]:
+    def _links(self, busy_nodes: Collection[int]) -> dict[str, Path]:
         files = [self.run_folder / name for name in MODEL_FILES]
         links = {path.name: path for path in files if path.exists()}
         if self.devices is not None and self.devices.is_dir():
+            busy = {f"{node_id}{DEVICE_SUFFIX}" for node_id in busy_nodes}
             with os.scandir(self.devices) as entries:
                 for entry in entries:
-                    if entry.name.endswith(DEVICE_SUFFIX):
-                        links[f"{DEVICE_FOLDER}/{entry.name}"] = Path(entry.path)
+                    name = entry.name.replace(_HELD_SUFFIX, DEVICE_SUFFIX)
+                    wanted = _HELD_SUFFIX if name in busy else DEVICE_SUFFIX
+                    if entry.name.endswith(wanted):
+                        links[f"{DEVICE_FOLDER}/{name}"] = Path(entry.path)
         return links
 
     def _find(self) -> None:

@@ -30,6 +30,7 @@ from server.round_lines import (
     round_line,
     with_failures,
 )
+from server.stage_start import Progress
 from server.summary import of_stage
 
 Evaluate = Callable[[State], Evaluation]
@@ -63,7 +64,13 @@ class Session:
         return SampledGrid(self.courier.grid, devices)
 
     def save_checkpoint(
-        self, number: int, state: State, strategy: PackedUpdates, *, float32_bytes: int
+        self,
+        number: int,
+        state: State,
+        strategy: PackedUpdates,
+        *,
+        float32_bytes: int,
+        progress: Progress | None = None,
     ) -> None:
         """Keep what the round after ``number`` depends on."""
         self.checkpoints.save(
@@ -73,6 +80,7 @@ class Session:
             strategy,
             self.recorder,
             float32_bytes=float32_bytes,
+            progress=progress,
             teacher_partitions=self.registry.teacher_partitions,
             query_traffic=self.registry.traffic,
             wall_seconds=time.perf_counter() - self.started,

@@ -132,11 +132,6 @@ def _check_updates(config: Config) -> None:
 def _check_asynchronous(config: Config) -> None:
     """What buffered, asynchronous aggregation does not go with."""
     name = f"strategy.name = '{ASYNCHRONOUS}'"
-    if config.run.resume:
-        raise UserError(
-            f"run.resume = '{config.run.resume}': expected none with {name} (a checkpoint does "
-            f"not hold what devices are training on)"
-        )
     if config.fleet.over_selection != 1:
         raise UserError(
             f"fleet.over-selection = {config.fleet.over_selection:g}: expected 1 with {name} "

@@ -183,11 +183,33 @@ classes:
 """Devices that come and go, fail, wait, and run out of battery within the run."""
 
 
-def test_an_emulated_fleet_goes_on_in_virtual_time(tmp_path: Path) -> None:
+FIRST_MESSAGES = {"rounds": 30, "mixed-bits": 30, "fedbuff": 22}
+"""Queries, warm-up and calibration are over by then, and some rounds of QuaRC."""
+FLEET_RUNS: dict[str, dict[str, object]] = {
+    "rounds": {
+        "fleet.deadline": 2.0,
+        "fleet.over-selection": 1.5,
+        "federation.fraction": 0.6,
+        "coreset.adaptive": "true",
+    },
+    "mixed-bits": {"federation.mixed-bits": "2,4", "federation.bit-weighting": "error"},
+    "fedbuff": {
+        "strategy.name": "fedbuff",
+        "strategy.concurrency": 3,
+        "strategy.buffer-size": 2,
+        "coreset.selection": "quarc",
+        "coreset.interval": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", FLEET_RUNS)
+def test_an_emulated_fleet_goes_on_in_virtual_time(name: str, tmp_path: Path) -> None:
     """Killed at a seeded random message of QuaRC's last rounds, while half of the devices are away.
 
     The clock, who is there and who is not, batteries, fates and every virtual figure are those of
-    a run that was left alone, and so is the model.
+    a run that was left alone, and so is the model. With FedBuff devices are training, each from a
+    version of its own, when the checkpoint is written, some of them for real already.
     """
     path = tmp_path / "comings-and-goings.yaml"
     path.write_text(FLEET)
@@ -197,14 +219,11 @@ def test_an_emulated_fleet_goes_on_in_virtual_time(tmp_path: Path) -> None:
         "warmup.num-rounds": 1,
         "federation.num-rounds": 5,
         "federation.min-devices": 1,
-        "fleet.deadline": 2.0,
-        "fleet.over-selection": 1.5,
-        "federation.fraction": 0.6,
-        "coreset.adaptive": "true",
+        **FLEET_RUNS[name],
     }
     reference, folder = tmp_path / "reference", tmp_path / "run"
     run_here(reference, resume=False, **settings)
-    num_messages = 30 + random.Random(3).randrange(8)
+    num_messages = FIRST_MESSAGES[name] + random.Random(3).randrange(8)
     run_until_killed(folder, resume=False, num_messages=num_messages, **settings)
     assert metrics(folder)[-1] != metrics(reference)[-1]
     path.write_text(FLEET.replace("0.003", "0.002"))

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from flwr.app import Error, Message, MessageType
 
 from common.config import Config
 from common.errors import UserError
-from common.messages import Reply, Stage, Status, TrainRequest
+from common.messages import Reply, Stage, Status, TrainRequest, message_bytes
 from common.updates import Metadata, decode_state, encode_delta, encode_float
 from server.aggregation import State
 from server.asynchronous import run_asynchronous_stage
@@ -22,6 +22,7 @@ from server.courier import Courier
 from server.packed_updates import StagePlan
 from server.recorder import Recorder
 from server.registry import DeviceRegistry
+from server.resumption import Checkpoints
 from server.rounds import Session
 from simulations.clock import VirtualClock
 from tests.unit.fake_grid import FakeGrid, is_query, query_reply
@@ -118,7 +119,7 @@ class Run:
                 registry=DeviceRegistry(courier, self.reporter.note),
                 recorder=recorder,
                 reporter=self.reporter,
-                checkpoints=cast(Any, None),
+                checkpoints=Checkpoints(folder, config, note=self.reporter.note),
                 started=0.0,
             )
             start: State = {"w": np.zeros(2, np.float32)}
@@ -164,6 +165,17 @@ def test_three_rounds_by_hand(folder: Path) -> None:
     assert run.rounds("num_accepted") == [2, 2, 2]
     np.testing.assert_allclose(run.state["w"], 2.5 + math.sqrt(2), rtol=1e-6)
     assert run.grid.clock.now() == 5.0
+
+
+def test_who_is_still_training_at_the_end(folder: Path) -> None:
+    """Device 1 from 2.5 to 5 s, where its answer comes second: round 3 is over by then. It was sent
+    one message since its last answer. Earlier rounds say nothing of the kind."""
+    run = Run(folder)
+    *earlier, last = [line for line in run.lines if line["kind"] == "round"]
+    sent = [m for m in run.grid.sent_of(MessageType.TRAIN) if (1000 - m.metadata.dst_node_id) == 7]
+    assert last["unfinished_devices"] == 1
+    assert last["unfinished_download_bytes"] == message_bytes(sent[-1])
+    assert not any(name.startswith("unfinished") for line in earlier for name in line)
 
 
 def test_what_devices_are_sent(folder: Path) -> None:

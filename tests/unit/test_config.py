@@ -198,7 +198,7 @@ class TestSectionsTogether:
 class TestSections:
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("run.resume", "runs/a"), ("fleet.over-selection", 1.5), ("strategy.concurrency", 11)],
+        [("fleet.over-selection", 1.5), ("strategy.concurrency", 11)],
     )
     def test_what_asynchronous_training_does_not_go_with(self, key: str, value: Any) -> None:
         """Ten devices."""

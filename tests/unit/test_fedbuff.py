@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -71,3 +73,19 @@ def test_what_was_taken_in_is_not_changed() -> None:
 def test_an_empty_buffer_has_no_step() -> None:
     with pytest.raises(ValueError, match="empty"):
         UpdateBuffer().step(state(1.0), 1.0)
+
+
+def test_a_buffer_that_is_restored_goes_on() -> None:
+    """What it says of itself goes through JSON, as in a checkpoint."""
+    base: State = {"w": np.zeros(1, np.float32), "bn.running_mean": np.zeros(1, np.float32)}
+    updates = [{name: np.full(1, 0.1 * k + 0.7, np.float32) for name in base} for k in range(2)]
+    whole, first = UpdateBuffer(), UpdateBuffer()
+    for buffer in (whole, first):
+        buffer.add(updates[0], base, num_examples=3, staleness=2)
+    facts, sums = first.state()
+    second = UpdateBuffer.restored(json.loads(json.dumps(facts)), sums)
+    for buffer in (whole, second):
+        buffer.add(updates[1], base, num_examples=4, staleness=0)
+    assert second.staleness == [2, 0]
+    for name, values in whole.step(base, 0.5).items():
+        np.testing.assert_array_equal(second.step(base, 0.5)[name], values)
