@@ -177,6 +177,7 @@ classes:
   in-and-out:
     like: raspberry-pi-4
     share: 0.5
+    weight-bits: [2]
     battery-wh: 0.003
     availability: {on-seconds: 0.6, off-seconds: 0.4}
 """
