@@ -13,7 +13,7 @@ def test_a_run_is_its_settings_its_summary_and_its_quantized_rounds(tmp_path: Pa
     folder = write_run(tmp_path / "a", [50.0, 61.5], settings={"run.seed": 3, "data.alpha": 0.1})
     run = read_run(folder, "first")
     assert (run.seed, run.name, run.summary["final_accuracy"]) == (3, "first", 61.5)
-    assert (run.settings["data.alpha"], run.settings["coreset.selection"]) == (0.1, "quarc")
+    assert (run.settings["data.alpha"], run.settings["coreset.selection"]) == (0.1, "random")
     assert [(line["round"], line.get("accuracy")) for line in run.rounds] == [
         (1, None),
         (2, 50.0),

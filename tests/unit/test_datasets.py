@@ -218,7 +218,11 @@ def test_cifar_has_its_published_statistics(
 def test_real_cifar100(monkeypatch: pytest.MonkeyPatch) -> None:
     """500 training and 100 test images of each class; the published means; decoded once."""
     load_dataset("cifar100", str(CIFAR100_PARQUET))
-    monkeypatch.setattr("common.cifar.open_parquet", None)
+
+    def decode(*_: object, **__: object) -> None:
+        pytest.fail("images that were decoded before are decoded again")
+
+    monkeypatch.setattr("common.cifar.open_parquet", decode)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cifar100 = load_dataset("cifar100", str(CIFAR100_PARQUET))
