@@ -45,7 +45,10 @@ def to_png(grid: Grid, entries: Sequence[Entry]) -> bytes:
         axes.grid(visible=True, axis="y", alpha=0.25)
     accuracy.set_ylabel("Top-1, % (dashed: the float teacher)")
     accuracy.set_xlabel(grid.columns or ", ".join(grid.rows))
-    accuracy.set_xticks(range(len(columns)), columns, rotation=0 if grid.columns else 30)
+    accuracy.set_xticks(range(len(columns)), columns)
+    if not grid.columns:  # rows' names, which are longer
+        for label in accuracy.get_xticklabels():
+            label.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
     cost.set_xlabel("training and selection, processor seconds")
     cost.set_xscale("log")
     for set_formatter in (cost.xaxis.set_major_formatter, cost.xaxis.set_minor_formatter):
