@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from client.selection import choose_coreset
-from common.config import Config
+from common.config import Config, CoresetConfig
 from common.inference import predict_logits
 from common.seeding import torch_generator
 from simulations.bench import noise
@@ -27,7 +27,7 @@ def benchmarks(sizes: Sizes) -> list[Benchmark]:
 
 
 def _compare(sizes: Sizes, model: str, num_images: int) -> list[Row]:
-    config = Config()
+    config = Config(coreset=CoresetConfig(selection="quarc"))
     dataset = noise.images(num_images, sizes.image_side)
     quantization = config.quantization
     student = noise.quantized_model(
