@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.config import ONLINE
+
 TINY = 1e-12
 """Floor of a probability under a logarithm."""
-
-ONLINE = "res-online"
-"""The selection whose scores are those that training came upon by itself."""
 
 MODEL_FREE = frozenset({"random", "full", ONLINE})
 """Selections that run no model."""

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from client.coreset import ONLINE, STUDENT_FREE, Coreset
+from client.coreset import STUDENT_FREE, Coreset
 from client.selection import (
     choose_coreset,
     draw_pool,
@@ -27,7 +27,7 @@ from client.selection import (
 from client.teacher_views import TeacherViews
 from client.trainer import TrainingResult, TrainingTask, make_optimizer, proximal_anchors, train
 from common.augmentation import augment_batch
-from common.config import Config, CoresetConfig, pool_factor
+from common.config import ONLINE, Config, CoresetConfig, pool_factor
 from common.datasets import Dataset, ImageSet
 from common.qat import calibrate
 

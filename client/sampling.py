@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from client.coreset import ranks_in_groups
+from common.config import ONLINE
 
 NUM_STRATA = 50
 """Most strata of a group's range of scores (CCS's number)."""
@@ -171,6 +172,7 @@ SAMPLERS: dict[str, Callable[[Candidates, torch.Generator], Tensor]] = {
     "stratified": stratified,
     "quantiles": quantiles,
     "res-sampled": sampled,
+    ONLINE: sampled,
     "res-mixed": mixed,
     "res-clustered": clustered,
 }

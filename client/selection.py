@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from client.coreset import (
     MODEL_FREE,
-    ONLINE,
     STUDENT_FREE,
     TEACHER_FREE,
     Coreset,
@@ -21,8 +20,9 @@ from client.coreset import (
     smooth_scores,
     top_of_groups,
 )
-from client.sampling import SAMPLERS, Candidates, importance_weights, sampled
-from common.config import CoresetConfig, pool_factor, selection_interval
+from client.losses import relative_entropy
+from client.sampling import SAMPLERS, Candidates, importance_weights
+from common.config import ONLINE, CoresetConfig, pool_factor, selection_interval
 from common.datasets import Dataset, ImageSet
 from common.inference import EVALUATION_BATCH, predict_logits
 
@@ -68,17 +68,12 @@ def choose_coreset(
     quotas = group_quotas(balance_groups(images.labels, balanced=config.balanced), config.fraction)
     labels = images.labels if candidates is None else images.labels[candidates]
     groups = balance_groups(labels, balanced=config.balanced)
-    scores_to_keep = weights = None
+    scores_to_keep = weights = p_teacher = None
     if config.selection == "random":
-        priorities = torch.rand(len(labels), generator=generator)
-        chosen = top_of_groups(priorities, groups, quotas)
+        scores = torch.rand(len(labels), generator=generator)
     elif config.selection == ONLINE:
         scores_to_keep = _earlier_scores(previous, len(images))
-        known = Candidates(scores=_filled(scores_to_keep), groups=groups, quotas=quotas)
-        priorities = sampled(known, generator)
-        chosen = top_of_groups(priorities, groups, quotas)
-        if config.importance_weights:
-            weights = importance_weights(known, priorities, chosen)
+        scores = _filled(scores_to_keep)
     else:
         p_quantized = None
         if config.selection not in STUDENT_FREE:
@@ -113,21 +108,21 @@ def choose_coreset(
             scores_to_keep = _earlier_scores(previous, len(images))
             scores = smooth_scores(scores, scores_to_keep[where], config.smoothing)
             scores_to_keep[where] = scores
-        if config.selection in SAMPLERS:
-            scored = Candidates(
-                scores=scores,
-                groups=groups,
-                quotas=quotas,
-                p_teacher=p_teacher,
-                drop_hardest=config.drop_hardest,
-                hard_share=config.hard_share or math.sqrt(config.fraction),
-            )
-            priorities = SAMPLERS[config.selection](scored, generator)
-            chosen = top_of_groups(priorities, groups, quotas)
-            if config.importance_weights:
-                weights = importance_weights(scored, priorities, chosen)
-        else:
-            chosen = top_of_groups(scores, groups, quotas)
+    if config.selection in SAMPLERS:
+        scored = Candidates(
+            scores=scores,
+            groups=groups,
+            quotas=quotas,
+            p_teacher=p_teacher,
+            drop_hardest=config.drop_hardest,
+            hard_share=config.hard_share or math.sqrt(config.fraction),
+        )
+        priorities = SAMPLERS[config.selection](scored, generator)
+        chosen = top_of_groups(priorities, groups, quotas)
+        if config.importance_weights:
+            weights = importance_weights(scored, priorities, chosen)
+    else:
+        chosen = top_of_groups(scores, groups, quotas)
     return Coreset(
         indices=chosen if candidates is None else candidates[chosen],
         epoch=epoch,
@@ -165,7 +160,7 @@ def note_scores(
         logits: the student's [b, classes].
         teacher_logits: [b, classes].
     """
-    new = relative_entropy_score(logits.float().softmax(1), teacher_logits.float().softmax(1))
+    new = relative_entropy(logits.float(), teacher_logits.float(), dim=1)
     scores[chosen] = smooth_scores(new.cpu(), scores[chosen], smoothing)
 
 

@@ -5,6 +5,7 @@ their defaults (a test keeps the two equal); scenarios override some of them.
 """
 
 from common.config.coreset import (
+    ONLINE,
     SCORING_COST,
     SELECTIONS,
     CoresetConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "DEFAULT_KEYS",
     "FLOAT_BITS",
     "MODELS",
+    "ONLINE",
     "PARTITIONS",
     "PRIVACY_MECHANISMS",
     "QUANTIZED_BITS",

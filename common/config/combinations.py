@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.config.coreset import pool_factor, selection_interval
+from common.config.coreset import ONLINE, pool_factor, selection_interval
 from common.config.federation import ASYNCHRONOUS, AVERAGING_STRATEGIES
 from common.config.model import FLOAT_BITS
 from common.errors import UserError
@@ -80,13 +80,13 @@ def _check_coreset(config: Config) -> None:
             f"training.teacher-views = {training.teacher_views}: expected coreset.interval above 1 "
             f"(what is kept is kept as long as a coreset)"
         )
-    if coreset.selection == "res-online" and training.loss != "kd" and not is_corrected:
+    if coreset.selection == ONLINE and training.loss != "kd" and not is_corrected:
         raise UserError(
             f"coreset.selection = 'res-online': expected training.loss = 'kd' or a correction, not "
             f"training.loss = {training.loss!r} alone (its scores come from training beside a "
             f"teacher)"
         )
-    if coreset.importance_weights and coreset.selection not in ("res-sampled", "res-online"):
+    if coreset.importance_weights and coreset.selection not in ("res-sampled", ONLINE):
         raise UserError(
             f"coreset.importance-weights = true: expected coreset.selection = 'res-sampled' or "
             f"'res-online', not {coreset.selection!r} (no other draws images by known chances)"

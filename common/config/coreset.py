@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from common.config.section import Section
 from common.settings import setting
 
+ONLINE = "res-online"
+"""The selection whose scores are those that training came upon by itself."""
+
 SELECTIONS = (
     "quarc",
     "res",
@@ -18,7 +21,7 @@ SELECTIONS = (
     "stratified",
     "quantiles",
     "res-sampled",
-    "res-online",
+    ONLINE,
     "res-mixed",
     "res-clustered",
     "random",
@@ -68,7 +71,7 @@ class CoresetConfig(Section, name="coreset"):
 
 def selection_interval(coreset: CoresetConfig) -> int:
     """Epochs between two selections, R."""
-    return coreset.interval or (1 if coreset.selection in ("random", "res-online") else 5)
+    return coreset.interval or (1 if coreset.selection in ("random", ONLINE) else 5)
 
 
 def pool_factor(coreset: CoresetConfig) -> float:
