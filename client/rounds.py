@@ -30,7 +30,7 @@ from client.state import (
 )
 from client.teacher_views import TeacherViews
 from client.trainer import DivergedError, TrainingResult, TrainingTask, train
-from common.config import Config, CoresetConfig
+from common.config import ONLINE, Config, CoresetConfig
 from common.folding import fold_batch_norm
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
@@ -280,7 +280,8 @@ def _train_on_coresets(
         on_coreset=lambda coreset: save_coreset(records, coreset),
         on_progress=on_progress,
     )
-    save_coreset(records, outcome.coreset)  # again: training may have changed its scores
+    if coreset_config.selection == ONLINE:
+        save_coreset(records, outcome.coreset)  # again: training has changed its scores
     if views is not None:
         save_teacher_views(records, outcome.coreset, views.to_keep())
     return outcome

@@ -45,11 +45,11 @@ class Candidates:
     """int64 [n]."""
     quotas: Tensor
     """How many of every group will be taken, int64 [groups]."""
-    p_teacher: Tensor | None = None
-    """The teacher's softmax outputs [n, classes], for clusters."""
-    drop_hardest: float = 0.0
+    p_teacher: Tensor | None
+    """The teacher's softmax outputs [n, classes], for clusters; None with `ONLINE`."""
+    drop_hardest: float
     """Share of every group that is left out, the highest scores."""
-    hard_share: float = 0.0
+    hard_share: float
     """Share of a mixed coreset that is taken by the highest score."""
 
 

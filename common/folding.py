@@ -8,11 +8,11 @@ gamma / sqrt(variance + epsilon) and a bias gives y but for rounding, with one p
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from common.module_copy import copy_module
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a batch normalisation that does not.
     """
-    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    folded = copy_module(model).eval().requires_grad_(False)
     before: nn.Module | None = None
     for name, module in list(folded.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
