@@ -66,8 +66,8 @@ def clc_channel(student: Tensor, teacher: Tensor, weights: Tensor | None = None)
 def clc_normalized(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """:func:`clc_channel` of maps divided by the standard deviation of the teacher's.
 
-    The unit that a layer's outputs happen to have is a softmax's temperature: without it, the last
-    block of ResNet-20 counts 70 times as much as the first. So one beta serves layers and models.
+    The unit that a layer's outputs happen to have is a softmax's temperature, and decides how much
+    the layer counts. Here the loss does not depend on it, so that one beta can serve all layers.
     """
     scale = 1.0 / teacher.std().clamp_min(1e-6)
     return clc_channel(student * scale, teacher * scale, weights)
