@@ -39,7 +39,32 @@ class FleetCosts:
         metrics = Reply.from_record(reply.content).metrics
         self.num_samples[partition_of(reply)] = int(metrics.get("num-samples", 0))
 
-    def least(self, stage: Stage, partition_id: int, download_bytes: int) -> TaskCost:
+    def attempt(
+        self,
+        stage: Stage,
+        partition_id: int,
+        download_bytes: int,
+        *,
+        delay_seconds: float,
+        fails_at: float,
+    ) -> Attempt:
+        """A device's part in a round before its reply is known: the least that it can cost.
+
+        Args:
+            stage: of the round.
+            partition_id: of the device.
+            download_bytes: of the request.
+            delay_seconds: before the device starts.
+            fails_at: share of the task after which it breaks off; infinite: it does not.
+        """
+        cost = self.least(stage, partition_id, download_bytes, delay_seconds)
+        return Attempt(
+            partition_id=partition_id, cost=cost, fails_after=fails_at * cost.virtual_seconds
+        )
+
+    def least(
+        self, stage: Stage, partition_id: int, download_bytes: int, delay_seconds: float = 0.0
+    ) -> TaskCost:
         """The least that a task can cost."""
         num_samples = self.num_samples.get(partition_id, 0)
         return task_cost(
@@ -47,6 +72,7 @@ class FleetCosts:
             flops=self.workload.least(stage, num_samples, self.num_classes),
             download_bytes=download_bytes,
             upload_bytes=0,
+            delay_seconds=delay_seconds,
         )
 
     def of_reply(

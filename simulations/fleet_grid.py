@@ -103,13 +103,13 @@ class FleetGrid(GridView):
         attempts: dict[int, Attempt] = {}
         for message in messages:
             node_id = message.metadata.dst_node_id
-            delay = float(delays[node_id - FIRST_NODE_ID])
-            least = self.costs.least(stage, node_id - FIRST_NODE_ID, sizes[node_id])
-            cost = replace(least, virtual_delay_seconds=delay)
-            attempts[node_id] = Attempt(
-                partition_id=node_id - FIRST_NODE_ID,
-                cost=cost,
-                fails_after=float(failures[node_id - FIRST_NODE_ID]) * cost.virtual_seconds,
+            partition_id = node_id - FIRST_NODE_ID
+            attempts[node_id] = self.costs.attempt(
+                stage,
+                partition_id,
+                sizes[node_id],
+                delay_seconds=float(delays[partition_id]),
+                fails_at=float(failures[partition_id]),
             )
         self.costs.require_possible(stage, max(sizes.values()))
         alive = [m for m in messages if not doomed(attempts[m.metadata.dst_node_id], deadline)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from flwr.app import Message
@@ -14,7 +13,7 @@ from flwr.serverapp import Grid
 from client.deadline import round_deadline
 from common.messages import REQUEST, Stage
 from simulations.clock import VirtualClock
-from simulations.emulation import Attempt, Fate
+from simulations.emulation import Fate
 from simulations.fleet_costs import FleetCosts
 from simulations.fleet_drops import Dropped
 from simulations.fleet_ledger import FleetLedger
@@ -97,20 +96,18 @@ class FleetTasks:
         self.costs.require_possible(stage, download_bytes)
         number = self._num_tasks[partition_id]
         self._num_tasks[partition_id] += 1
-        delay = float(self.emulation.delays(stage, number)[partition_id])
-        least = self.costs.least(stage, partition_id, download_bytes)
-        cost = replace(least, virtual_delay_seconds=delay)
-        fails_after = float(self.emulation.failures(stage, number)[partition_id])
         return FleetTask(
             message=message,
             stage=stage,
             download_bytes=download_bytes,
             starts=self._resumed.pop(partition_id, self.clock.now()),
             limit=round_deadline(self.costs.config),
-            attempt=Attempt(
-                partition_id=partition_id,
-                cost=cost,
-                fails_after=fails_after * cost.virtual_seconds,
+            attempt=self.costs.attempt(
+                stage,
+                partition_id,
+                download_bytes,
+                delay_seconds=float(self.emulation.delays(stage, number)[partition_id]),
+                fails_at=float(self.emulation.failures(stage, number)[partition_id]),
             ),
         )
 
