@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.convolution import Conv2d
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
@@ -172,7 +174,7 @@ def _convolution(
     in_channels: int, channels: int, kernel: int, *, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(
+        Conv2d(
             in_channels,
             channels,
             kernel,

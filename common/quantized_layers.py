@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.convolution import Conv2d
 from common.quantization import (
     SMALLEST_STEP,
     code_range,
@@ -111,7 +112,7 @@ class QuantizedLayer(nn.Module):
         return quantizer(self.weight, self.weight.numel() // quantizer.step.numel())
 
 
-class QuantConv2d(QuantizedLayer, nn.Conv2d):
+class QuantConv2d(QuantizedLayer, Conv2d):
     """A convolution with fake-quantized weights and inputs."""
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from unittest.mock import patch
 
 from torch import nn
 
 from common.blocks import ReLU6
+from common.convolution import Conv2d
 from common.folding import fold_batch_norm
 from simulations.allocator import keep_freed_memory, set_thresholds
 from simulations.bench import noise
@@ -56,6 +58,17 @@ def _compare(sizes: Sizes, model: str) -> list[Row]:
     if any(isinstance(module, ReLU6) for module in prepared.modules()):
         peer = training(sizes, dataset, _with_torchs_relu6(prepared), folded)
         rows.append(row("2w32a step", "torch's ReLU6, which keeps a copy", ratio(step, peer)))
+    if any(
+        isinstance(module, Conv2d) and module.is_strided_depthwise for module in prepared.modules()
+    ):
+        in_bfloat16 = training(sizes, dataset, prepared, folded, precision="bfloat16")
+
+        def step_with_torchs_gradients() -> None:
+            with patch.object(Conv2d, "_conv_forward", nn.Conv2d._conv_forward):
+                in_bfloat16()
+
+        figure = ratio(in_bfloat16, step_with_torchs_gradients)
+        rows.append(row("2w32a step in bfloat16", "torch's strided depthwise gradients", figure))
     return rows
 
 
