@@ -14,10 +14,10 @@ from torch import nn
 
 from client.deadline import Pace
 from common.config import Config, DataConfig, ModelConfig, QuantizationConfig
-from common.datasets import Dataset, ImageSet, load_dataset
+from common.data.datasets import Dataset, ImageSet, load_dataset
+from common.data.partition import configured_split, split_holdout
 from common.models import create_model
 from common.module_copy import copy_module
-from common.partition import configured_split, split_holdout
 from common.qat import prepare
 from common.seeding import stream_seed
 

@@ -149,8 +149,8 @@ def _clock() -> Finding:
 
 
 def _data(folder: Path) -> Iterator[Finding]:
-    from common.image_decoding import decode_image
-    from common.image_folder import list_images
+    from common.data.image_decoding import decode_image
+    from common.data.image_folder import list_images
 
     root = folder / "train" if (folder / "train").is_dir() else folder
     remedy = "one folder for each class, named as the run's classes, with images in it"

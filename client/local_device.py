@@ -1,7 +1,7 @@
 """A real device: its images are its own, in a folder on its disk, and stay there.
 
-Classes, size and normalisation are the run's (`common.input_spec`), not what the folder suggests:
-one model has to fit all devices, and some devices lack some classes.
+Classes, size and normalisation are the run's (`common.data.input_spec`), not what the folder
+suggests: one model has to fit all devices, and some devices lack some classes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from client.device import Device
-from common.datasets import Dataset, ImageSet, load_image_folder
+from common.data.datasets import Dataset, ImageSet, load_image_folder
+from common.data.image_folder import NoImagesError, UnknownClassesError
+from common.data.input_spec import InputSpec
+from common.data.partition import split_holdout
 from common.errors import UserError
-from common.image_folder import NoImagesError, UnknownClassesError
-from common.input_spec import InputSpec
-from common.partition import split_holdout
 from common.seeding import stream_seed
 
 LUMA = (19595, 38470, 7471)

@@ -26,9 +26,9 @@ from client.selection import (
 )
 from client.teacher_views import TeacherViews
 from client.trainer import TrainingResult, TrainingTask, make_optimizer, proximal_anchors, train
-from common.augmentation import augment_batch
 from common.config import ONLINE, Config, CoresetConfig, pool_factor
-from common.datasets import Dataset, ImageSet
+from common.data.augmentation import augment_batch
+from common.data.datasets import Dataset, ImageSet
 from common.qat import calibrate
 
 TeacherOutputs = Callable[[Tensor | None], Tensor]

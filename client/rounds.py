@@ -35,10 +35,10 @@ from common.folding import fold_batch_norm
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
 from common.models import load_state, model_state
+from common.payloads.update_choice import encode_update
+from common.payloads.updates import decode_state, encode_float
 from common.qat import activation_step_names
 from common.seeding import numpy_generator, torch_generator
-from common.update_choice import encode_update
-from common.updates import decode_state, encode_float
 
 OnProgress = Callable[[float], None]
 """Called in every step of a training with the share of all epochs that is done."""

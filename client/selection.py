@@ -23,7 +23,7 @@ from client.coreset import (
 from client.losses import relative_entropy
 from client.sampling import SAMPLERS, Candidates, importance_weights
 from common.config import ONLINE, CoresetConfig, pool_factor, selection_interval
-from common.datasets import Dataset, ImageSet
+from common.data.datasets import Dataset, ImageSet
 from common.inference import EVALUATION_BATCH, predict_logits
 
 

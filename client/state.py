@@ -25,7 +25,7 @@ from torch import Tensor
 from client.coreset import Coreset
 from common.cache import cache_dir
 from common.checkpoints import content_hash
-from common.input_spec import InputSpec
+from common.data.input_spec import InputSpec
 from common.messages import REQUEST, QueryRequest
 
 State = dict[str, NDArray[np.float32]]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from client.coreset import Coreset
-from common.augmentation import Crops, draw_crops
-from common.datasets import Dataset
+from common.data.augmentation import Crops, draw_crops
+from common.data.datasets import Dataset
 from common.errors import UserError
 
 MAX_KEPT_BYTES = 2**28

@@ -15,8 +15,8 @@ from client.features import FeatureTap
 from client.losses import correction_loss, cross_entropy, distillation
 from client.optimizer import LeanSGD
 from client.teacher_views import TeacherView
-from common.augmentation import augment_batch
-from common.datasets import Dataset, ImageSet
+from common.data.augmentation import augment_batch
+from common.data.datasets import Dataset, ImageSet
 from common.inference import EVALUATION_BATCH, device_of
 from common.models import feature_layers
 from common.precision import forward_in

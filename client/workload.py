@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from common.config import Config
-    from common.datasets import Dataset
+    from common.data.datasets import Dataset
     from common.messages import TrainRequest
 
 
@@ -150,7 +150,7 @@ def noise_dataset(
     """
     import torch
 
-    from common.datasets import Dataset, ImageSet
+    from common.data.datasets import Dataset, ImageSet
 
     pixels = torch.randint(
         0, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=generator
@@ -191,8 +191,8 @@ def _request(config: Config, workload: Workload) -> TrainRequest:
     from common.checkpoints import content_hash
     from common.messages import Stage, TrainRequest
     from common.models import create_model, model_state
+    from common.payloads.updates import encode_float
     from common.qat import prepare
-    from common.updates import encode_float
 
     model = create_model(workload.model, num_classes=workload.num_classes)
     teacher = model_state(model)

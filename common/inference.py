@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from common.augmentation import normalize
-from common.datasets import Dataset
+from common.data.augmentation import normalize
+from common.data.datasets import Dataset
 from common.precision import forward_in
 
 EVALUATION_BATCH = 64

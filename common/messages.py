@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from common.input_spec import InputSpec
+from common.data.input_spec import InputSpec
 
 REQUEST = "request"
 REPLY = "reply"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common.config import FLOAT_BITS, QuantizationConfig
 from common.models import first_and_last
+from common.payloads.wire import Codes
 from common.quantization import (
     SMALLEST_STEP,
     code_range,
@@ -33,7 +34,6 @@ from common.quantized_layers import (
     QuantizedLayer,
     QuantLinear,
 )
-from common.wire import Codes
 
 STEP_SUFFIX = ".step"
 

@@ -17,15 +17,15 @@ from torch import nn
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher, save_checkpoint
 from common.clock import Clock
 from common.config import Config
-from common.datasets import Dataset, load_dataset
+from common.data.datasets import Dataset, load_dataset
+from common.data.input_spec import InputSpec
+from common.data.partition import configured_split
 from common.errors import UserError
 from common.events import EVENTS_FILE, EventFile, bound_fields, print_events
-from common.input_spec import InputSpec
 from common.messages import QueryRequest, Stage
 from common.models import create_model, load_state
-from common.partition import configured_split
+from common.payloads.updates import encode_float
 from common.seeding import torch_generator
-from common.updates import encode_float
 from server.aggregation import State
 from server.courier import Courier, Traffic
 from server.evaluation import Evaluation

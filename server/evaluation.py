@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.augmentation import normalize
+from common.data.augmentation import normalize
 
 TOP_K = 5
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from common.checkpoints import save_checkpoint
 from common.config import Config
-from common.datasets import Dataset
+from common.data.datasets import Dataset
 from common.models import load_state
-from common.packed_model import SUFFIX, save_packed_model
+from common.payloads.packed_model import SUFFIX, save_packed_model
 from common.qat import quantized_weights
 from server.aggregation import State
 from server.bit_entries import ONE_WIDTH, BitEntries

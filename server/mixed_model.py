@@ -10,8 +10,8 @@ from torch import nn
 
 from common.checkpoints import save_checkpoint
 from common.config import Config
-from common.datasets import Dataset
-from common.packed_model import SUFFIX
+from common.data.datasets import Dataset
+from common.payloads.packed_model import SUFFIX
 from common.qat import prepare
 from server.aggregation import State
 from server.bit_entries import BitEntries

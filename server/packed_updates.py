@@ -30,7 +30,7 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from common.messages import METRICS, NUM_EXAMPLES, EvaluateRequest, Reply, Stage, TrainRequest
-from common.updates import decode_state, encode_float, encode_int8
+from common.payloads.updates import decode_state, encode_float, encode_int8
 from server.aggregation import (
     State,
     evaluation_metrics,

@@ -14,9 +14,9 @@ import numpy as np
 from flwr.app import Message
 
 from common.messages import NUM_EXAMPLES, Reply, Status
+from common.payloads.updates import BASE_HASH_KEY, FORMAT_KEY, Update, decode_update
+from common.payloads.wire import WireError
 from common.qat import STEP_SUFFIX
-from common.updates import BASE_HASH_KEY, FORMAT_KEY, Update, decode_update
-from common.wire import WireError
 from server.aggregation import RUNNING_VARIANCE, State, keep_valid
 from server.foreign_text import printable
 

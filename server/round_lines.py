@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Message, MessageType
 
 from common.messages import Reply, Stage, message_bytes
-from common.updates import encode_float
+from common.payloads.updates import encode_float
 from server.aggregation import State, training_metrics
 from server.courier import Exchange, Traffic
 from server.registry import RegisteredDevice

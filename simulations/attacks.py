@@ -15,8 +15,14 @@ from flwr.clientapp import ClientApp
 from client.app import app as honest_app
 from common.config import Config
 from common.messages import Reply, Stage, TrainRequest
+from common.payloads.updates import (
+    FORMAT_KEY,
+    decode_state,
+    decode_update,
+    encode_delta,
+    encode_float,
+)
 from common.seeding import numpy_generator
-from common.updates import FORMAT_KEY, decode_state, decode_update, encode_delta, encode_float
 from server.aggregation import State, keep_valid
 
 

@@ -10,10 +10,10 @@ from flwr.serverapp import Grid
 
 from client.memory import MB
 from common.config import Config
-from common.datasets import load_dataset
+from common.data.datasets import load_dataset
+from common.data.partition import configured_split
 from common.devices import DeviceProfile, training_seconds
 from common.errors import UserError
-from common.partition import configured_split
 from server.app import run_federation
 from server.reporting import Reporter
 from server.resumption import device_folder

@@ -19,7 +19,7 @@ from client.quarc import training_task
 from client.trainer import make_optimizer, train
 from common.checkpoints import save_checkpoint
 from common.config import Config
-from common.datasets import Dataset
+from common.data.datasets import Dataset
 from common.errors import UserError
 from common.models import create_model, model_state
 from common.seeding import torch_generator

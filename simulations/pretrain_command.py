@@ -38,7 +38,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     # Imported late: `--help` and the other commands need none of it.
     from rich.console import Console
 
-    from common.datasets import load_dataset
+    from common.data.datasets import load_dataset
     from simulations.paper.progress import GridProgress
     from simulations.pretrain import check_out, pretrain, pretrain_config
     from simulations.scenario import parse_overrides

@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from common.augmentation import augment_batch
-from common.datasets import Dataset
+from common.data.augmentation import augment_batch
+from common.data.datasets import Dataset
 from common.extras import import_extra
 from common.seeding import torch_generator
 from simulations.bench import noise

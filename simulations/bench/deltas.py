@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 
 from common.models import model_state
+from common.payloads.updates import decode_state, encode_delta
 from common.seeding import numpy_generator
-from common.updates import decode_state, encode_delta
 from simulations.bench import noise
 from simulations.bench.rows import Benchmark, Row, Target
 from simulations.bench.sizes import SEED, Sizes

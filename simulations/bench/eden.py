@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from common.extras import import_extra
 from common.models import model_state
+from common.payloads.updates import decode_state, encode_delta
 from common.seeding import numpy_generator
-from common.updates import decode_state, encode_delta
 from simulations.bench import noise
 from simulations.bench.deltas import BITS, GROUP
 from simulations.bench.rows import Benchmark, Figure, Row

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from client.workload import noise_dataset
-from common.augmentation import normalize
 from common.config import Config
-from common.datasets import Dataset
+from common.data.augmentation import normalize
+from common.data.datasets import Dataset
 from common.models import create_model
 from common.qat import calibrate, prepare
 from common.seeding import torch_generator

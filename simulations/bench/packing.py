@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from common import bitpack
+from common.payloads import bitpack
+from common.payloads.wire_header import CODE_WIDTHS
 from common.seeding import numpy_generator
-from common.wire_header import CODE_WIDTHS
 from simulations.bench.rows import Benchmark, Row
 from simulations.bench.sizes import SEED, Sizes
 from simulations.bench.timing import Action

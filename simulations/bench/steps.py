@@ -14,9 +14,9 @@ from torch import nn
 
 from client.quarc import training_task
 from client.trainer import make_optimizer, train
-from common.augmentation import normalize
 from common.config import Config
-from common.datasets import Dataset
+from common.data.augmentation import normalize
+from common.data.datasets import Dataset
 from common.errors import UserError
 from common.folding import fold_batch_norm
 from common.seeding import torch_generator

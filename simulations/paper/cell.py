@@ -19,7 +19,7 @@ from client.teacher_views import TeacherViews
 from client.trainer import DivergedError
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher
 from common.config import Config, DataConfig, ModelConfig
-from common.datasets import Dataset, ImageSet, load_dataset
+from common.data.datasets import Dataset, ImageSet, load_dataset
 from common.errors import UserError
 from common.folding import fold_batch_norm
 from common.inference import predict_logits

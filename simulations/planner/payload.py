@@ -14,10 +14,10 @@ from common.config import Config
 from common.errors import UserError
 from common.messages import NUM_EXAMPLES, Reply, Stage, TrainRequest, record_bytes
 from common.models import create_model, load_state, model_state
+from common.payloads.update_choice import encode_update
+from common.payloads.updates import Metadata, encode_float, encode_int8
 from common.qat import calibrate, prepare
 from common.seeding import numpy_generator, torch_generator
-from common.update_choice import encode_update
-from common.updates import Metadata, encode_float, encode_int8
 
 INPUTS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "digits": (10, (1, 8, 8)),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
-from common.datasets import load_dataset
+from common.data.datasets import load_dataset
 from common.messages import Stage
 from common.models import create_model
 from common.seeding import torch_generator

@@ -17,11 +17,11 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.augmentation import normalize
 from common.config import Config
-from common.datasets import load_dataset
+from common.data.augmentation import normalize
+from common.data.datasets import load_dataset
+from common.data.partition import configured_split
 from common.models import create_model
-from common.partition import configured_split
 from simulations.throughput.task import (
     BATCH_SIZE,
     LEARNING_RATE,

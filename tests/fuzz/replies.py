@@ -33,8 +33,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from common.config import StrategyConfig
 from common.messages import METRICS, PAYLOADS, REPLY, Reply, Stage, TrainRequest
-from common.updates import Metadata, encode_codes, encode_delta, encode_float, encode_int8
-from common.wire_tensors import Codes
+from common.payloads.updates import Metadata, encode_codes, encode_delta, encode_float, encode_int8
+from common.payloads.wire_tensors import Codes
 from server.packed_updates import PackedUpdates, StagePlan, to_record, to_state
 from server.registry import RegisteredDevice, SampledGrid
 from server.replies import MAX_MAGNITUDE

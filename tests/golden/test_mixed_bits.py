@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from common.datasets import load_dataset
-from common.packed_model import load_packed_model
+from common.data.datasets import load_dataset
+from common.payloads.packed_model import load_packed_model
 from server.evaluation import evaluate
 from tests.golden.test_resume import assert_equal_runs, run_here, run_until_killed, sha256
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.datasets import load_dataset
+from common.data.datasets import load_dataset
 from tests.conftest import ROOT
 from tests.integration.one_device import NAME, run_one_device
 from tests.unit.image_files import png

@@ -15,7 +15,7 @@ from flwr.app import Error, Message, MessageType
 from common.config import Config
 from common.errors import UserError
 from common.messages import Reply, Stage, Status, TrainRequest, message_bytes
-from common.updates import Metadata, decode_state, encode_delta, encode_float
+from common.payloads.updates import Metadata, decode_state, encode_delta, encode_float
 from server.aggregation import State
 from server.asynchronous import run_asynchronous_stage
 from server.courier import Courier

@@ -8,7 +8,7 @@ import pytest
 from common.config import Config
 from common.errors import UserError
 from common.messages import Stage, TrainRequest
-from common.updates import Metadata, decode_update, encode_delta, encode_float
+from common.payloads.updates import Metadata, decode_update, encode_delta, encode_float
 from simulations.attacks import hostile_devices, poison, poisoned
 
 WEIGHT, STEP, VARIANCE = "conv.weight", "conv.weight_quantizer.step", "bn.running_var"

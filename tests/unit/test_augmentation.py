@@ -1,4 +1,4 @@
-"""Tests of common.augmentation."""
+"""Tests of common.data.augmentation."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from common.augmentation import augment_batch, normalize, random_crop_flip
-from common.datasets import Dataset, ImageSet
+from common.data.augmentation import augment_batch, normalize, random_crop_flip
+from common.data.datasets import Dataset, ImageSet
 
 
 def seeded(seed: int) -> torch.Generator:

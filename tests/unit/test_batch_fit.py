@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from client.batch_fit import FIRST_STEP_BYTES, fitting_part_size, kept_bytes_per_image
 from client.trainer import TrainingTask, parts, train
-from common.datasets import Dataset, ImageSet
+from common.data.datasets import Dataset, ImageSet
 
 SHAPE = (1, 4, 4)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.bitpack import pack, packed_size, unpack
+from common.payloads.bitpack import pack, packed_size, unpack
 
 WIDTHS = range(1, 9)
 

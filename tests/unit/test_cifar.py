@@ -1,4 +1,4 @@
-"""Tests of common.cifar and common.parquet_images, on tiny data in the published layouts."""
+"""Tests of common.data.cifar and .parquet_images, on tiny data in the published layouts."""
 
 import hashlib
 import pickle
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from common.cifar import cifar_source
+from common.data.cifar import cifar_source
+from common.data.image_cache import OpenedSource
 from common.errors import UserError
-from common.image_cache import OpenedSource
 from tests.unit.image_files import plain, png, write_parquet, write_tree
 
 CIFAR10 = [*"abcdefghij"]
@@ -104,7 +104,7 @@ class TestParquet:
     def test_more_rows_than_one_batch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("common.parquet_images.CHUNK", 2)
+        monkeypatch.setattr("common.data.parquet_images.CHUNK", 2)
         write_cifar10_parquet(tmp_path)
         values = list(range(5))
         train = tmp_path / "train-00000-of-00001.parquet"

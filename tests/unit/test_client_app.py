@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from client.app import app
 from client.device import Device, emulated_device, float_model, quantized_model
-from common import wire
 from common.checkpoints import content_hash
 from common.config import Config
 from common.inference import predict_logits
@@ -26,8 +25,9 @@ from common.messages import (
     TrainRequest,
 )
 from common.models import load_state, model_state
+from common.payloads import wire
+from common.payloads.updates import decode_state, encode_float
 from common.qat import prepare
-from common.updates import decode_state, encode_float
 from tests.unit.fake_grid import identify_as_server
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

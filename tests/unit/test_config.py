@@ -237,10 +237,10 @@ class TestSections:
 
 
 def test_names_are_those_of_the_modules_that_use_them() -> None:
-    from common.datasets import NAMES
+    from common.data.datasets import NAMES
+    from common.data.partition import SCHEMES
     from common.models import MODEL_NAMES
-    from common.partition import SCHEMES
-    from common.updates import DOWNLINK_FORMATS, UPDATE_FORMATS
+    from common.payloads.updates import DOWNLINK_FORMATS, UPDATE_FORMATS
 
     def choices(section_type: type[Section], name: str) -> Any:
         (field,) = [f for f in dataclasses.fields(section_type) if f.name == name]  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from client.coreset import Coreset, group_quotas, ranks_in_groups, top_of_groups
 from client.sampling import SAMPLERS, Candidates, importance_weights, k_means
 from client.selection import choose_coreset, draw_pool, note_scores
 from common.config import Config, CoresetConfig, TrainingConfig
-from common.datasets import Dataset, ImageSet
+from common.data.datasets import Dataset, ImageSet
 from common.errors import UserError
 
 ROOT_2 = math.sqrt(2)

@@ -1,4 +1,4 @@
-"""Tests of common.datasets."""
+"""Tests of common.data.datasets."""
 
 import warnings
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.datasets import ImageSet, load_dataset, load_image_folder
+from common.data.datasets import ImageSet, load_dataset, load_image_folder
 from common.errors import UserError
 from tests.unit.image_files import plain, png, write_parquet, write_tree
 
@@ -52,7 +52,7 @@ class TestImageSet:
         assert len(image_set().subset(torch.empty(0, dtype=torch.int64))) == 0
 
     def test_subset_in_several_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("common.datasets.SUBSET_BLOCK", 3)
+        monkeypatch.setattr("common.data.datasets.SUBSET_BLOCK", 3)
         images = image_set(10)
         order = torch.tensor([9, 0, 3, 3, 7, 1, 2])
         assert torch.equal(images.subset(order).images, images.images[order])
@@ -222,7 +222,7 @@ def test_real_cifar100(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object, **__: object) -> None:
         pytest.fail("images that were decoded before are decoded again")
 
-    monkeypatch.setattr("common.cifar.open_parquet", decode)
+    monkeypatch.setattr("common.data.cifar.open_parquet", decode)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cifar100 = load_dataset("cifar100", str(CIFAR100_PARQUET))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.updates import decode_update
-from common.wire import WireError
+from common.payloads.updates import decode_update
+from common.payloads.wire import WireError
 from tests.fuzz.replies import base_state, forge, fuzz
 
 LARGEST_GROWTH = 64 * 1024 * 1024

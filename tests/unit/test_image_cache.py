@@ -1,4 +1,4 @@
-"""Tests of common.image_cache."""
+"""Tests of common.data.image_cache."""
 
 import json
 import logging
@@ -10,8 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.data.image_cache import (
+    CachedImages,
+    ImageSource,
+    ImageStream,
+    OpenedSource,
+    load_cached,
+)
 from common.errors import UserError
-from common.image_cache import CachedImages, ImageSource, ImageStream, OpenedSource, load_cached
 
 TRAIN = np.arange(3 * 2 * 4 * 3, dtype=np.uint8).reshape(3, 2, 4, 3)
 TEST = TRAIN[:1] + 100

@@ -1,4 +1,4 @@
-"""Tests of common.image_folder and common.image_decoding."""
+"""Tests of common.data.image_folder and common.data.image_decoding."""
 
 from io import BytesIO
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.data.image_decoding import decode_image
+from common.data.image_folder import folder_source, list_images
 from common.errors import UserError
-from common.image_decoding import decode_image
-from common.image_folder import folder_source, list_images
 from tests.unit.image_files import plain, png, write_tree
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.datasets import Dataset, ImageSet
+from common.data.datasets import Dataset, ImageSet
 from common.inference import device_of, predict_logits
 
 

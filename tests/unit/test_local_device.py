@@ -11,9 +11,9 @@ import torch
 from client.device import Device
 from client.local_device import DataFolderError, local_device, to_grey
 from client.node import NodeSettings
-from common.datasets import ImageSet
+from common.data.datasets import ImageSet
+from common.data.input_spec import InputSpec
 from common.errors import UserError
-from common.input_spec import InputSpec
 from tests.unit.image_files import plain, png, write_tree
 
 INPUTS = InputSpec(

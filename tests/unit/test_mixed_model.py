@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config import Config
-from common.datasets import Dataset, ImageSet
+from common.data.datasets import Dataset, ImageSet
 from server.global_model import GlobalModel
 from server.mixed_model import MixedModel, quantized_model
 from server.stages import copied_state

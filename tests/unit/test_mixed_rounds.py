@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.config import Config, StrategyConfig
 from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, TrainRequest
-from common.updates import decode_state, encode_delta, encode_float
+from common.payloads.updates import decode_state, encode_delta, encode_float
 from server.aggregation import State
 from server.bit_entries import BitEntries
 from server.packed_updates import PackedUpdates, StagePlan, payload_hash, to_record, to_state

@@ -11,7 +11,7 @@ from torch import nn
 from common.config import QuantizationConfig
 from common.errors import UserError
 from common.models import create_model
-from common.packed_model import load_packed_model, save_packed_model
+from common.payloads.packed_model import load_packed_model, save_packed_model
 from common.qat import calibrate, prepare
 
 
@@ -94,7 +94,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_another_payload_is_no_packed_model(tmp_path: Path) -> None:
-    from common.updates import encode_float
+    from common.payloads.updates import encode_float
 
     (tmp_path / "update.fqrc").write_bytes(encode_float({}, "float32", {}))
     with pytest.raises(UserError, match="is not a packed model"):

@@ -1,4 +1,4 @@
-"""Tests of common.partition."""
+"""Tests of common.data.partition."""
 
 import logging
 import math
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common.data.partition import SCHEMES, partition_labels, split_holdout
 from common.errors import UserError
-from common.partition import SCHEMES, partition_labels, split_holdout
 
 
 def balanced(num_classes: int, images: int) -> Tensor:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from client.trainer import schedule_factor
 from common.checkpoints import load_checkpoint
 from common.config import Config
-from common.datasets import Dataset, load_dataset
+from common.data.datasets import Dataset, load_dataset
 from common.errors import UserError
 from common.models import create_model, load_state
 from common.settings import Scalar

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Message
 from common.config import Config, StrategyConfig
 from common.errors import UserError
 from common.messages import Reply, Stage, Status
-from common.updates import encode_float
+from common.payloads.updates import encode_float
 from server.app import run_federation
 from server.packed_updates import PackedUpdates, to_record, to_state
 from server.privacy import GaussianMechanism, noise_generator, sampling_seed

@@ -11,7 +11,7 @@ from client.coreset import Coreset
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
 from client.trainer import TrainingTask
 from common.config import Config, CoresetConfig, ModelConfig, QuantizationConfig, TrainingConfig
-from common.datasets import Dataset, ImageSet
+from common.data.datasets import Dataset, ImageSet
 from common.models import create_model
 from common.qat import activation_quantizers, prepare
 

@@ -14,7 +14,7 @@ from client.health import Health
 from client.local_device import local_device
 from client.state import load_coreset, load_inputs
 from common.config import Config
-from common.input_spec import InputSpec
+from common.data.input_spec import InputSpec
 from server.app import run_federation
 from tests.unit.fake_grid import FakeGrid
 from tests.unit.image_files import png

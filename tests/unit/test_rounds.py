@@ -15,15 +15,15 @@ from torch import nn
 from client.device import Device, float_model, quantized_model
 from client.rounds import calibration_round, decode_model, float_round, quantized_round
 from client.state import TeacherStore, load_coreset, load_residual
-from common import wire
 from common.checkpoints import content_hash
 from common.config import Config
-from common.datasets import load_dataset
+from common.data.datasets import load_dataset
 from common.messages import NUM_EXAMPLES, Reply, Stage, Status, TrainRequest
 from common.models import load_state, model_state
+from common.payloads import wire
+from common.payloads.updates import decode_state, encode_float
+from common.payloads.wire import Codes, WireError
 from common.qat import activation_step_names, prepare, quantized_weights
-from common.updates import decode_state, encode_float
-from common.wire import Codes, WireError
 
 State = dict[str, NDArray[np.float32]]
 NUM_TRAIN = 30

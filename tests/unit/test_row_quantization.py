@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.row_quantization import quantize_rows
+from common.payloads.row_quantization import quantize_rows
 
 
 def rows(*lengths: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from client.coreset import MODEL_FREE
 from client.selection import choose_coreset, needs_teacher_outputs
 from common.config import SELECTIONS, CoresetConfig
-from common.datasets import Dataset, ImageSet
+from common.data.datasets import Dataset, ImageSet
 
 # Probabilities of three classes that the student gives to images 0 ... 5, and the teacher's.
 SURE, UNSURE, EVEN = (0.5, 0.25, 0.25), (0.25, 0.25, 0.5), (1 / 3, 1 / 3, 1 / 3)

@@ -12,12 +12,12 @@ from flwr.app import Context, Error, Message, MessageType, RecordDict
 
 from common.checkpoints import content_hash, load_checkpoint, save_checkpoint
 from common.config import Config
-from common.datasets import load_dataset
+from common.data.datasets import load_dataset
 from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, Status, TrainRequest
 from common.models import create_model, model_state
-from common.packed_model import load_packed_model
-from common.updates import decode_state, encode_float
+from common.payloads.packed_model import load_packed_model
+from common.payloads.updates import decode_state, encode_float
 from server.app import app, run_federation
 from server.evaluation import evaluate
 from tests.unit.fake_grid import Answer, FakeGrid, is_query, query_reply

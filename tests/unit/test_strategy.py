@@ -14,8 +14,8 @@ from common.config import ASYNCHRONOUS, Config, StrategyConfig
 from common.config import STRATEGIES as STRATEGY_NAMES
 from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, Status, TrainRequest
+from common.payloads.updates import Metadata, decode_state, encode_delta, encode_float
 from common.settings import Scalar
-from common.updates import Metadata, decode_state, encode_delta, encode_float
 from server.packed_updates import (
     PackedUpdates,
     StagePlan,

@@ -1,4 +1,4 @@
-"""Tests of common.stratify."""
+"""Tests of common.data.stratify."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.stratify import stratified_mask
+from common.data.stratify import stratified_mask
 
 
 def test_counts_of_each_class() -> None:

@@ -8,9 +8,9 @@ import client.teacher_views as module
 from client.coreset import Coreset
 from client.teacher_views import TeacherView, TeacherViews
 from client.trainer import TrainingTask, train
-from common.augmentation import Crops, augment_batch
 from common.config import Config, CoresetConfig, TrainingConfig
-from common.datasets import Dataset, ImageSet
+from common.data.augmentation import Crops, augment_batch
+from common.data.datasets import Dataset, ImageSet
 from common.errors import UserError
 
 NUM_IMAGES = 6

@@ -26,9 +26,9 @@ from client.trainer import (
     set_learning_rate,
     train,
 )
-from common.augmentation import normalize
 from common.config import QuantizationConfig
-from common.datasets import Dataset, ImageSet
+from common.data.augmentation import normalize
+from common.data.datasets import Dataset, ImageSet
 from common.models import create_model
 from common.qat import calibrate, prepare
 from common.quantization import SMALLEST_STEP

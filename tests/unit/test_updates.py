@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from common import wire
-from common.updates import (
+from common.payloads import wire
+from common.payloads.updates import (
     decode_state,
     encode_codes,
     encode_delta,
     encode_float,
     encode_int8,
 )
-from common.wire import Codes, Plain, WireError
+from common.payloads.wire import Codes, Plain, WireError
 
 State = dict[str, np.ndarray]
 Encoder = Callable[[State], bytes]

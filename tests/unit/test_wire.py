@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from common import wire
-from common.wire import Codes, Plain, WireError, WireTensor
+from common.payloads import wire
+from common.payloads.wire import Codes, Plain, WireError, WireTensor
 from tests.unit.wire_payloads import small_payload
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import wire
-from common.wire import WireError
+from common.payloads import wire
+from common.payloads.wire import WireError
 from tests.unit.wire_payloads import payload_of, payload_with, signed, small_payload
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from common import wire
-from common.wire import Codes, Plain
+from common.payloads import wire
+from common.payloads.wire import Codes, Plain
 
 
 def small_payload() -> bytes:

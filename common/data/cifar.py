@@ -20,10 +20,10 @@ from urllib.error import URLError
 
 import numpy as np
 
+from common.data.image_cache import ImageSource, ImageStream, OpenedSource, fingerprint
+from common.data.image_folder import folder_source
+from common.data.parquet_images import open_parquet
 from common.errors import UserError
-from common.image_cache import ImageSource, ImageStream, OpenedSource, fingerprint
-from common.image_folder import folder_source
-from common.parquet_images import open_parquet
 
 SIDE = 32
 """Height and width of every image, pixels."""

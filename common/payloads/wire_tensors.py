@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.wire_header import CODE_WIDTHS
+from common.payloads.wire_header import CODE_WIDTHS
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from common.datasets import Dataset
+from common.data.datasets import Dataset
 
 MAX_SIDE = 4096
 """Pixels; more is a mistake."""

@@ -9,7 +9,7 @@ Layout (little-endian):
                         {"metadata": {key: value}, "tensors": [[name, encoding, shape], ...]}
         body            the tensors' values by section, in header order within each section:
                         float32 values, float32 scales, float16 values, then the codes of width
-                        2, 3, ... 8, each width packed as one stream (see common.bitpack)
+                        2, 3, ... 8, each width packed as one stream (see common.payloads.bitpack)
     -8  digest          BLAKE2b of everything before it, 8 bytes
 
 Encodings are "float32", "float16", "codes-B" (one scale) and "codes-B-per-channel" (shape[0]
@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common import bitpack
-from common.wire_header import (
+from common.payloads import bitpack
+from common.payloads.wire_header import (
     CODE_WIDTHS,
     Metadata,
     Row,
@@ -40,7 +40,7 @@ from common.wire_header import (
     decode_header,
     encode_header,
 )
-from common.wire_tensors import Codes, Plain, WireTensor
+from common.payloads.wire_tensors import Codes, Plain, WireTensor
 
 __all__ = [
     "Codes",

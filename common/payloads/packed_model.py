@@ -1,7 +1,7 @@
 """The low-bit model as one file: integer codes and steps, the rest as float32.
 
-The file is a payload of `common.updates` (format "codes", checksummed) whose metadata say which
-architecture and quantization settings it belongs to: `load_packed_model` needs nothing else.
+The file is a payload of `common.payloads.updates` (format "codes", checksummed) whose metadata say
+which architecture and quantization settings it belongs to: `load_packed_model` needs nothing else.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from torch import nn
 
-from common import wire
 from common.config import QuantizationConfig
 from common.errors import UserError
 from common.models import create_model, load_state, model_state
+from common.payloads import wire
+from common.payloads.updates import encode_codes
 from common.qat import prepare, quantized_weights
 from common.settings import Scalar, build_section, flatten
-from common.updates import encode_codes
 
 SUFFIX = ".fqrc"
 _SECTION = "quantization"

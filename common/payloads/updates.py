@@ -13,7 +13,7 @@ A state is a mapping from names to float32 arrays. Uplink formats, device to ser
 
 Downlink formats, server to device: ``float32``, ``float16`` and ``int8``.
 
-The payload itself is that of common.wire, its format in the metadata under "format".
+The payload itself is that of common.payloads.wire, its format in the metadata under "format".
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common import wire
-from common.flat_tensors import (
+from common.payloads import wire
+from common.payloads.flat_tensors import (
     Shapes,
     State,
     channel_sections,
@@ -32,7 +32,7 @@ from common.flat_tensors import (
     flat_views,
     half_sections,
 )
-from common.wire import Codes, Plain, WireError
+from common.payloads.wire import Codes, Plain, WireError
 
 UPDATE_FORMATS = ("codes", "delta", "float32")
 DOWNLINK_FORMATS = ("float32", "float16", "int8")

@@ -1,6 +1,6 @@
 """Image data sets in memory: uint8 pixels, labels and what normalisation they need.
 
-Images are kept as uint8 and become float a batch at a time (`common.augmentation`). They are
+Images are kept as uint8 and become float a batch at a time (`common.data.augmentation`). They are
 stored with channels innermost, so that a batch is in the channels_last layout without a
 transposing copy.
 """
@@ -17,12 +17,18 @@ import torch
 from torch import Tensor
 
 from common import cache
-from common.cifar import CIFAR, cifar_source
+from common.data.cifar import CIFAR, cifar_source
+from common.data.image_cache import (
+    CachedImages,
+    ImageSource,
+    ImageStream,
+    OpenedSource,
+    load_cached,
+)
+from common.data.image_folder import folder_source
+from common.data.stratify import stratified_mask
 from common.errors import UserError
 from common.extras import import_extra
-from common.image_cache import CachedImages, ImageSource, ImageStream, OpenedSource, load_cached
-from common.image_folder import folder_source
-from common.stratify import stratified_mask
 
 NAMES = ("digits", "cifar10", "cifar100", "folder")
 DIGITS_TEST_FRACTION = 0.2
@@ -114,8 +120,8 @@ def load_dataset(
 
     - "digits": scikit-learn's 1,797 handwritten digits, 1 x 8 x 8; a stratified fifth, always the
       same one, is the test part; normalisation measured.
-    - "cifar10", "cifar100": see `common.cifar`; published normalisation.
-    - "folder": images in ROOT/train/CLASS/* or ROOT/CLASS/*, RGB, see `common.image_folder`;
+    - "cifar10", "cifar100": see `common.data.cifar`; published normalisation.
+    - "folder": images in ROOT/train/CLASS/* or ROOT/CLASS/*, RGB, see `common.data.image_folder`;
       normalisation measured.
 
     Args:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common.data.image_cache import ImageSource, ImageStream, OpenedSource, fingerprint
+from common.data.image_decoding import decode_image
+from common.data.stratify import stratified_mask
 from common.errors import UserError
-from common.image_cache import ImageSource, ImageStream, OpenedSource, fingerprint
-from common.image_decoding import decode_image
-from common.stratify import stratified_mask
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 TEST_FOLDERS = ("test", "val")

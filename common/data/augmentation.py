@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.datasets import Dataset
+from common.data.datasets import Dataset
 
 
 def augment_batch(

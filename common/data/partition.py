@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from common.config import DataConfig
+from common.data.stratify import stratified_mask
 from common.errors import UserError
 from common.extras import import_extra
-from common.stratify import stratified_mask
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from common.data.image_cache import ImageStream, OpenedSource
+from common.data.image_decoding import decode_image
 from common.errors import UserError
 from common.extras import import_extra
-from common.image_cache import ImageStream, OpenedSource
-from common.image_decoding import decode_image
 
 IMAGE_COLUMNS = ("img", "image")
 CHUNK = 1000

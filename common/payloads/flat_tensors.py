@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.row_quantization import quantize_rows
+from common.payloads.row_quantization import quantize_rows
 
 State = Mapping[str, NDArray[np.float32]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 Encoded = tuple[dict[str, str], dict[str, NDArray[Any]]]
-"""Name of a tensor -> its encoding; name of a section -> its values (see `common.wire`)."""
+"""Name of a tensor -> its encoding; name of a section -> its values (as in `payloads.wire`)."""
 
 _LARGEST_HALF = np.float32(np.finfo(np.float16).max)
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from common.config import FederationConfig
 from common.models import model_state
+from common.payloads.updates import Metadata, State, encode_codes, encode_delta, encode_float
 from common.qat import quantized_weights
-from common.updates import Metadata, State, encode_codes, encode_delta, encode_float
 
 
 def encode_update(
