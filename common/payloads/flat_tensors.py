@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from common.payloads.row_quantization import quantize_rows
@@ -54,8 +55,8 @@ def half_sections(
         views: name -> view.
         lost: float32 [n] that receives ``flat`` less what is sent; may be ``flat`` itself.
     """
-    with np.errstate(over="ignore"):
-        half = flat.astype(np.float16)
+    # Rounded as by numpy, whose conversion takes 50 times as long.
+    half: NDArray[np.float16] = torch.from_numpy(flat).half().numpy()
     if _fits_half(flat):
         if lost is not None:
             np.subtract(flat, half, out=lost)

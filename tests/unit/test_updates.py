@@ -133,6 +133,21 @@ def test_float32_is_exact_and_new() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_float16_rounds_to_nearest_even() -> None:
+    """Above 1 halves are 2**-10 apart, subnormal ones 2**-24; ties go to the even one."""
+    gap, smallest = 2.0**-10, 2.0**-24
+    sent = {
+        1 + gap / 2: 1.0,
+        1 + 3 * gap / 2: 1 + 2 * gap,
+        1 + gap * 0.51: 1 + gap,
+        -1 - gap / 2: -1.0,
+        smallest / 2: 0.0,
+        smallest * 1.5: 2 * smallest,
+    }
+    payload = encode_float({"w": np.array(list(sent), np.float32)}, "float16", {})
+    assert decode_state(payload)["w"].tolist() == list(sent.values())
+
+
 def test_float16_keeps_what_overflows_as_float32() -> None:
     """float16's largest value is 65504."""
     state = {
