@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from client.coreset import STUDENT_FREE, Coreset
+from client.optimizer import make_optimizer
 from client.selection import (
     choose_coreset,
     draw_pool,
@@ -24,8 +25,9 @@ from client.selection import (
     note_scores,
     selection_at,
 )
+from client.task import TrainingTask
 from client.teacher_views import TeacherViews
-from client.trainer import TrainingResult, TrainingTask, make_optimizer, proximal_anchors, train
+from client.trainer import TrainingResult, proximal_anchors, train
 from common.config import ONLINE, Config, CoresetConfig, pool_factor
 from common.data.augmentation import augment_batch
 from common.data.datasets import Dataset, ImageSet
@@ -205,35 +207,6 @@ def _weights_by_image(coreset: Coreset, num_images: int) -> Tensor | None:
     if coreset.weights is None:
         return None
     return torch.zeros(num_images).index_copy_(0, coreset.indices, coreset.weights)
-
-
-def training_task(
-    config: Config,
-    *,
-    first_epoch: int,
-    num_epochs: int,
-    total_epochs: int,
-    proximal_mu: float = 0.0,
-) -> TrainingTask:
-    """The configured training of ``num_epochs`` epochs out of ``total_epochs``."""
-    training = config.training
-    return TrainingTask(
-        num_epochs=num_epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        step_learning_rate_scale=training.step_learning_rate_scale,
-        schedule=training.schedule,
-        loss=training.loss,
-        correction=training.correction,
-        beta=training.beta,
-        augment=config.data.augment,
-        first_epoch=first_epoch,
-        total_epochs=total_epochs,
-        proximal_mu=proximal_mu,
-        precision=training.precision,
-    )
 
 
 def calibrate_steps(

@@ -12,15 +12,13 @@ from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from client.batch_fit import fitting_part_size
-from client.deadline import Pace, fitting_epochs, fitting_fraction, seconds_to_compute
 from client.device import Device, float_model, quantized_model
-from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
-from client.selection import has_scored
+from client.effort import Effort, is_paced, measured_pace, round_effort
+from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
 from client.state import (
     State,
     TeacherStore,
     load_coreset,
-    load_pace,
     load_residual,
     load_teacher_views,
     save_coreset,
@@ -28,9 +26,10 @@ from client.state import (
     save_residual,
     save_teacher_views,
 )
+from client.task import TrainingTask, training_task
 from client.teacher_views import TeacherViews
-from client.trainer import DivergedError, TrainingResult, TrainingTask, train
-from common.config import ONLINE, Config, CoresetConfig
+from client.trainer import DivergedError, TrainingResult, train
+from common.config import ONLINE, Config
 from common.folding import fold_batch_norm
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
@@ -140,7 +139,7 @@ def quantized_round(
     student = quantized_model(config, device)
     load_state(student, base)
     try:
-        effort = _effort(config, device, request, records)
+        effort = round_effort(config, device, request, records)
         outcome = _train_on_coresets(
             config, device, request, records, effort, student, teacher, on_progress
         )
@@ -155,8 +154,8 @@ def quantized_round(
         {"round": request.round_index, "base-hash": request.model_hash},
     )
     save_residual(records, residual)
-    if _is_paced(config) and device.pace is None:
-        save_pace(records, _measured_pace(outcome))
+    if is_paced(config) and device.pace is None:
+        save_pace(records, measured_pace(outcome))
     coreset_size = len(outcome.coreset.indices)
     kept = {"num-teacher-kept": outcome.training.num_kept} if config.training.teacher_views else {}
     metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
@@ -173,54 +172,6 @@ def quantized_round(
             **kept,
         },
     )
-
-
-Effort = tuple[CoresetConfig, int]
-"""Which coreset a device chooses, and how many epochs it trains on it in a round."""
-
-
-def _is_paced(config: Config) -> bool:
-    return config.coreset.adaptive or config.training.partial_work
-
-
-def _effort(config: Config, device: Device, request: TrainRequest, records: RecordDict) -> Effort:
-    """What is configured or, where the device is to look at its clock, what it has time for.
-
-    A device that does not know its pace yet does what is configured.
-    """
-    coreset, num_epochs = config.coreset, config.training.local_epochs
-    pace = device.pace or Pace.from_figures(load_pace(records))
-    if pace is None or not _is_paced(config):
-        return coreset, num_epochs
-    num_samples = len(device.train)
-    seconds = seconds_to_compute(
-        config, pace, model_bytes=len(request.model), teacher_bytes=len(request.teacher)
-    )
-    if coreset.adaptive:
-        fraction = fitting_fraction(
-            config,
-            pace,
-            seconds=seconds,
-            num_samples=num_samples,
-            num_classes=device.dataset.train.num_classes,
-            is_first=not has_scored(coreset, load_coreset(records, num_samples)),
-        )
-        coreset = replace(coreset, fraction=fraction)
-    if config.training.partial_work:
-        share = 1.0 if coreset.selection == "full" else coreset.fraction
-        num_epochs = fitting_epochs(
-            pace, seconds=seconds, coreset_size=share * num_samples, num_epochs=num_epochs
-        )
-    return coreset, num_epochs
-
-
-def _measured_pace(outcome: QuarcResult) -> dict[str, float]:
-    """The device's pace in the round that ``outcome`` came of, by the wall clock."""
-    num_scored = outcome.num_scored + outcome.num_teacher_scored
-    return {
-        "seconds-per-sample": outcome.train_seconds / max(1, outcome.training.num_seen),
-        "seconds-per-scored-sample": outcome.select_seconds / max(1, num_scored),
-    }
 
 
 def _train_on_coresets(

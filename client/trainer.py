@@ -13,19 +13,15 @@ from torch import Tensor, nn
 
 from client.features import FeatureTap
 from client.losses import correction_loss, cross_entropy, distillation
-from client.optimizer import LeanSGD
+from client.optimizer import make_optimizer, schedule_factor, set_learning_rate
+from client.task import TrainingTask
 from client.teacher_views import TeacherView
 from common.data.augmentation import augment_batch
 from common.data.datasets import Dataset, ImageSet
-from common.inference import EVALUATION_BATCH, device_of
+from common.inference import device_of
 from common.models import feature_layers
 from common.precision import forward_in
 from common.qat import STEP_SUFFIX, clamp_steps
-
-ONE_CYCLE_RISE = 0.3
-ONE_CYCLE_START = 1 / 25
-"""The usual shape of a one-cycle schedule."""
-
 
 Anchors = Sequence[tuple[nn.Parameter, Tensor]]
 """Parameters, each with the global value that FedProx's term holds it to."""
@@ -33,49 +29,6 @@ Anchors = Sequence[tuple[nn.Parameter, Tensor]]
 
 class DivergedError(RuntimeError):
     """Training met a NaN or an infinity; its weights must not leave the device."""
-
-
-SMALLEST_SCORING_BATCH = 8
-"""A smaller one takes hardly less memory: layers' outputs are not kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingTask:
-    """What one call of :func:`train` is to do."""
-
-    num_epochs: int
-    batch_size: int
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    step_learning_rate_scale: float
-    schedule: str
-    loss: str
-    correction: str
-    beta: float
-    augment: bool
-    first_epoch: int
-    """Epochs done in the rounds before."""
-    total_epochs: int
-    """Epochs of all rounds: what the schedule spans."""
-    proximal_mu: float = 0.0
-    max_part_size: int = 0
-    """Most images in one pass; larger batches pass in parts whose gradients add up (the same step
-    but for batch normalisation's statistics, which are each part's). 0: whole batches."""
-    precision: str = "float32"
-    """Of the passes through student and teacher; losses and weights are float32."""
-
-    @property
-    def is_corrected(self) -> bool:
-        """Whether the loss compares features of student and teacher."""
-        return self.correction != "none" and self.beta > 0
-
-    @property
-    def scoring_batch(self) -> int:
-        """Images that are scored at a time: fewer where memory is too short for whole batches."""
-        if not self.max_part_size:
-            return EVALUATION_BATCH
-        return min(EVALUATION_BATCH, max(SMALLEST_SCORING_BATCH, self.max_part_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +87,8 @@ def train(
         indices: int64 [k] into ``images``.
         task: what to do.
         generator: source of order and augmentation.
-        optimizer: of :func:`make_optimizer`, where momentum is to go on from an earlier call.
+        optimizer: of `client.optimizer.make_optimizer`, where momentum is to go on from an earlier
+            call.
         anchors: of :func:`proximal_anchors`; None: ``model`` is the global one still.
         weights: [n] by image, mean 1 over ``indices``: how much each counts; None: all the same.
         view: that all epochs show of the images, with the teacher's logits that are kept of it
@@ -243,64 +197,6 @@ def parts(num_images: int, max_size: int) -> list[slice]:
     count = math.ceil(num_images / max_size) if max_size else 1
     bounds = [num_images * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-
-
-def schedule_factor(schedule: str, progress: float) -> float:
-    """Learning rate relative to its start after ``progress`` in [0, 1] of all rounds."""
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    if schedule == "linear":
-        return 1.0 - progress
-    if schedule == "one-cycle":
-        return one_cycle_factor(progress)
-    return 1.0
-
-
-def one_cycle_factor(progress: float) -> float:
-    """Up from 1/25 over the first 30 %, then down to 0, both as a cosine (Smith and Topin 2019)."""
-    if progress < ONE_CYCLE_RISE:
-        rise = 0.5 * (1.0 - math.cos(math.pi * progress / ONE_CYCLE_RISE))
-        return ONE_CYCLE_START + (1.0 - ONE_CYCLE_START) * rise
-    fall = (progress - ONE_CYCLE_RISE) / (1.0 - ONE_CYCLE_RISE)
-    return 0.5 * (1.0 + math.cos(math.pi * fall))
-
-
-def make_optimizer(model: nn.Module, task: TrainingTask) -> torch.optim.SGD:
-    """SGD with Nesterov momentum in the paper's groups.
-
-    Weights decay; biases and batch normalisation do not; quantizer steps and offsets do not and
-    learn more slowly.
-    """
-    groups: dict[str, list[nn.Parameter]] = {"weights": [], "plain": [], "steps": []}
-    for name, parameter in model.named_parameters():
-        if "quantizer." in name:
-            groups["steps"].append(parameter)
-        elif parameter.dim() > 1:
-            groups["weights"].append(parameter)
-        else:
-            groups["plain"].append(parameter)
-    scales = {"weights": 1.0, "plain": 1.0, "steps": task.step_learning_rate_scale}
-    return LeanSGD(
-        [
-            {
-                "params": parameters,
-                "base_lr": task.learning_rate * scales[name],
-                "weight_decay": task.weight_decay if name == "weights" else 0.0,
-            }
-            for name, parameters in groups.items()
-            if parameters
-        ],
-        lr=task.learning_rate,
-        momentum=task.momentum,
-        nesterov=task.momentum > 0,
-        fused=True,  # measured, one thread, ResNet-20: 0.3 instead of 6 ms a step
-    )
-
-
-def set_learning_rate(optimizer: torch.optim.SGD, factor: float) -> None:
-    """Set every group to ``factor`` times its own base rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
 
 
 def proximal_anchors(model: nn.Module, task: TrainingTask) -> Anchors:

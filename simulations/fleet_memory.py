@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from client.batch_fit import SMALLEST_PART, TrainingMemory
 from client.memory import MB
-from client.quarc import training_task
+from client.task import training_task
 from common.config import Config
 from common.errors import UserError
 from common.models import create_model

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from client.quarc import training_task
-from client.trainer import make_optimizer, train
+from client.optimizer import make_optimizer
+from client.task import training_task
+from client.trainer import train
 from common.checkpoints import save_checkpoint
 from common.config import Config
 from common.data.datasets import Dataset

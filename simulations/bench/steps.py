@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from client.quarc import training_task
-from client.trainer import make_optimizer, train
+from client.optimizer import make_optimizer
+from client.task import training_task
+from client.trainer import train
 from common.config import Config
 from common.data.augmentation import normalize
 from common.data.datasets import Dataset

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.quarc import QuarcResult, calibrate_steps, train_on_coresets, training_task
+from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
 from client.selection import draw_pool, needs_teacher_outputs
+from client.task import training_task
 from client.teacher_views import TeacherViews
 from client.trainer import DivergedError
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher

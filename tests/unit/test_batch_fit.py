@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from client.batch_fit import FIRST_STEP_BYTES, fitting_part_size, kept_bytes_per_image
-from client.trainer import TrainingTask, parts, train
+from client.task import TrainingTask
+from client.trainer import parts, train
 from common.data.datasets import Dataset, ImageSet
 
 SHAPE = (1, 4, 4)

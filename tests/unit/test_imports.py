@@ -17,6 +17,7 @@ ALLOWED = {
 KNOW_FLOWER = {
     "common/messages.py",
     "client/app.py",
+    "client/effort.py",
     "client/rounds.py",
     "client/state.py",
     "client/supernode.py",

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from client.trainer import schedule_factor
 from common.checkpoints import load_checkpoint
 from common.config import Config
 from common.data.datasets import Dataset, load_dataset
@@ -147,12 +146,3 @@ def test_the_command_line_trains(
     output = capsys.readouterr().out
     assert "epoch 1/1: loss " in output
     assert "Top-1, written to a.safetensors" in output
-
-
-@pytest.mark.parametrize(
-    ("progress", "factor"),
-    [(0.0, 0.04), (0.15, 0.52), (0.3, 1.0), (0.65, 0.5), (1.0, 0.0)],
-)
-def test_one_cycle_rises_and_falls(progress: float, factor: float) -> None:
-    """From 1/25 to 1 over 0.3, half-way 0.04 + 0.96 / 2; then to 0, half-way 1/2."""
-    assert schedule_factor("one-cycle", progress) == pytest.approx(factor)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from client.coreset import Coreset
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
-from client.trainer import TrainingTask
+from client.task import TrainingTask
 from common.config import Config, CoresetConfig, ModelConfig, QuantizationConfig, TrainingConfig
 from common.data.datasets import Dataset, ImageSet
 from common.models import create_model

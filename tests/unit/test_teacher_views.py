@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 import client.teacher_views as module
 from client.coreset import Coreset
+from client.task import TrainingTask
 from client.teacher_views import TeacherView, TeacherViews
-from client.trainer import TrainingTask, train
+from client.trainer import train
 from common.config import Config, CoresetConfig, TrainingConfig
 from common.data.augmentation import Crops, augment_batch
 from common.data.datasets import Dataset, ImageSet

@@ -12,18 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.optimizer import make_optimizer
+from client.task import TrainingTask
 from client.trainer import (
     DivergedError,
     TrainingResult,
-    TrainingTask,
     add_proximal_gradient,
     batches,
-    make_optimizer,
-    one_cycle_factor,
     proximal_anchors,
     require_finite,
-    schedule_factor,
-    set_learning_rate,
     train,
 )
 from common.config import QuantizationConfig
@@ -360,33 +357,6 @@ class TestBatches:
 
 
 class TestSchedule:
-    @pytest.mark.parametrize(
-        ("schedule", "progress", "expected"),
-        [
-            # (1 + cos(pi p)) / 2: cos(pi / 3) = 1/2
-            ("cosine", 0.0, 1.0),
-            ("cosine", 1 / 3, 0.75),
-            ("cosine", 0.5, 0.5),
-            ("cosine", 1.0, 0.0),
-            ("linear", 0.0, 1.0),
-            ("linear", 0.25, 0.75),
-            ("linear", 1.0, 0.0),
-            ("constant", 0.0, 1.0),
-            ("constant", 1.0, 1.0),
-            # half of the rise from 1/25 to 1, its top at 30 %, half of the fall (65 %), the end
-            ("one-cycle", 0.0, 0.04),
-            ("one-cycle", 0.15, 0.52),
-            ("one-cycle", 0.3, 1.0),
-            ("one-cycle", 0.65, 0.5),
-            ("one-cycle", 1.0, 0.0),
-        ],
-    )
-    def test_factor(self, schedule: str, progress: float, expected: float) -> None:
-        assert schedule_factor(schedule, progress) == pytest.approx(expected, abs=1e-12)
-
-    def test_one_cycle_has_no_jump(self) -> None:
-        assert one_cycle_factor(0.3 - 1e-9) == pytest.approx(one_cycle_factor(0.3), abs=1e-6)
-
     def test_spans_all_rounds(self) -> None:
         """Two rounds of one epoch in two steps: progress 0, 1/4 and 1/2, 3/4 of four steps.
 
@@ -410,53 +380,6 @@ class TestSchedule:
         weights, plain, steps = zip(*rates, strict=True)
         assert weights == plain == pytest.approx((0.4, 0.3, 0.2, 0.1))
         assert steps == pytest.approx((0.04, 0.03, 0.02, 0.01))
-
-
-class TestOptimizer:
-    def groups(self, **changes: Any) -> dict[str, dict[str, Any]]:
-        """Parameter name -> its group, of an LSQ+ model: steps and an offset."""
-        config = QuantizationConfig(weight_bits=2, activation_bits=4, quantizer="lsq+")
-        model = prepare(make_model(), config)
-        optimizer = make_optimizer(model, make_task(**changes))
-        by_id = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        named = dict(model.named_parameters())
-        assert by_id.keys() == {id(parameter) for parameter in named.values()}
-        return {name: by_id[id(parameter)] for name, parameter in named.items()}
-
-    def test_weights_decay_and_nothing_else_does(self) -> None:
-        groups = self.groups(weight_decay=0.25)
-        for name, group in groups.items():
-            decays = (
-                name.endswith("weight") and ".bn" not in f".{name}" and "downsample.1" not in name
-            )
-            assert group["weight_decay"] == (0.25 if decays else 0.0), name
-
-    def test_steps_and_offsets_learn_more_slowly(self) -> None:
-        groups = self.groups(learning_rate=0.5, step_learning_rate_scale=0.1)
-        assert "conv1.input_quantizer.offset" in groups
-        for name, group in groups.items():
-            slow = name.endswith((".step", ".offset"))
-            assert group["base_lr"] == pytest.approx(0.05 if slow else 0.5), name
-
-    def test_nesterov_momentum(self) -> None:
-        assert all(g["nesterov"] and g["momentum"] == 0.9 for g in self.groups().values())
-        assert not any(g["nesterov"] for g in self.groups(momentum=0.0).values())
-
-    def test_per_channel_steps_are_no_weights(self) -> None:
-        """They have the weights' number of dimensions, but do not decay."""
-        model = prepare(make_model(), QuantizationConfig(weight_bits=2, granularity="channel"))
-        optimizer = make_optimizer(model, make_task())
-        step = model.get_parameter("layer1.0.conv1.weight_quantizer.step")
-        (group,) = [g for g in optimizer.param_groups if any(p is step for p in g["params"])]
-        assert step.dim() == 4
-        assert group["weight_decay"] == 0.0
-
-    def test_set_learning_rate(self) -> None:
-        optimizer = make_optimizer(make_student(), make_task(learning_rate=0.5))
-        for factor in (0.5, 0.2):
-            set_learning_rate(optimizer, factor)
-            rates = [group["lr"] for group in optimizer.param_groups]
-            assert rates == pytest.approx([0.5 * factor, 0.5 * factor, 0.05 * factor])
 
 
 class TestProximal:

@@ -1,0 +1,65 @@
+"""What a device has time for in a round: how large a coreset, how many epochs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flwr.app import RecordDict
+
+from client.deadline import Pace, fitting_epochs, fitting_fraction, seconds_to_compute
+from client.device import Device
+from client.quarc import QuarcResult
+from client.selection import has_scored
+from client.state import load_coreset, load_pace
+from common.config import Config, CoresetConfig
+from common.messages import TrainRequest
+
+Effort = tuple[CoresetConfig, int]
+"""Which coreset a device chooses, and how many epochs it trains on it in a round."""
+
+
+def is_paced(config: Config) -> bool:
+    """Whether devices look at their clocks: adaptive coresets or partial work."""
+    return config.coreset.adaptive or config.training.partial_work
+
+
+def round_effort(
+    config: Config, device: Device, request: TrainRequest, records: RecordDict
+) -> Effort:
+    """What is configured or, where the device is to look at its clock, what it has time for.
+
+    A device that does not know its pace yet does what is configured.
+    """
+    coreset, num_epochs = config.coreset, config.training.local_epochs
+    pace = device.pace or Pace.from_figures(load_pace(records))
+    if pace is None or not is_paced(config):
+        return coreset, num_epochs
+    num_samples = len(device.train)
+    seconds = seconds_to_compute(
+        config, pace, model_bytes=len(request.model), teacher_bytes=len(request.teacher)
+    )
+    if coreset.adaptive:
+        fraction = fitting_fraction(
+            config,
+            pace,
+            seconds=seconds,
+            num_samples=num_samples,
+            num_classes=device.dataset.train.num_classes,
+            is_first=not has_scored(coreset, load_coreset(records, num_samples)),
+        )
+        coreset = replace(coreset, fraction=fraction)
+    if config.training.partial_work:
+        share = 1.0 if coreset.selection == "full" else coreset.fraction
+        num_epochs = fitting_epochs(
+            pace, seconds=seconds, coreset_size=share * num_samples, num_epochs=num_epochs
+        )
+    return coreset, num_epochs
+
+
+def measured_pace(outcome: QuarcResult) -> dict[str, float]:
+    """The device's pace in the round that ``outcome`` came of, by the wall clock."""
+    num_scored = outcome.num_scored + outcome.num_teacher_scored
+    return {
+        "seconds-per-sample": outcome.train_seconds / max(1, outcome.training.num_seen),
+        "seconds-per-scored-sample": outcome.select_seconds / max(1, num_scored),
+    }
