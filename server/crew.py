@@ -12,7 +12,8 @@ from common.messages import NUM_EXAMPLES, TrainRequest
 from common.seeding import numpy_generator
 from server.aggregation import State
 from server.courier import Exchange
-from server.packed_updates import TRAIN_LOSS, StagePlan, pack_model, payload_hash
+from server.model_forms import pack_model, payload_hash
+from server.packed_updates import TRAIN_LOSS, StagePlan
 from server.registry import RegisteredDevice
 from server.replies import Expectation, Judgement, Refusal, RefusalKind, judge_replies
 from server.round_lines import with_failures

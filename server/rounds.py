@@ -15,7 +15,8 @@ from common.events import log_event
 from server.aggregation import State
 from server.courier import Courier
 from server.evaluation import Evaluation
-from server.packed_updates import PackedUpdates, to_record, to_state
+from server.model_forms import to_record, to_state
+from server.packed_updates import PackedUpdates
 from server.privacy import sampling_seed
 from server.privacy_accountant import PrivacyAccountant
 from server.recorder import Recorder

@@ -35,7 +35,8 @@ from common.config import StrategyConfig
 from common.messages import METRICS, PAYLOADS, REPLY, Reply, Stage, TrainRequest
 from common.payloads.updates import Metadata, encode_codes, encode_delta, encode_float, encode_int8
 from common.payloads.wire_tensors import Codes
-from server.packed_updates import PackedUpdates, StagePlan, to_record, to_state
+from server.model_forms import to_record, to_state
+from server.packed_updates import PackedUpdates, StagePlan
 from server.registry import RegisteredDevice, SampledGrid
 from server.replies import MAX_MAGNITUDE
 from server.reporting import quiet_flower

@@ -16,7 +16,8 @@ from common.messages import EvaluateRequest, Reply, Stage, TrainRequest
 from common.payloads.updates import decode_state, encode_delta, encode_float
 from server.aggregation import State
 from server.bit_entries import BitEntries
-from server.packed_updates import PackedUpdates, StagePlan, payload_hash, to_record, to_state
+from server.model_forms import payload_hash, to_record, to_state
+from server.packed_updates import PackedUpdates, StagePlan
 from server.registry import RegisteredDevice, SampledGrid
 from server.replies import RefusalKind
 from server.strategy import check_mixed_bits, make_strategy

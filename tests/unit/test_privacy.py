@@ -16,7 +16,8 @@ from common.errors import UserError
 from common.messages import Reply, Stage, Status
 from common.payloads.updates import encode_float
 from server.app import run_federation
-from server.packed_updates import PackedUpdates, to_record, to_state
+from server.model_forms import to_record, to_state
+from server.packed_updates import PackedUpdates
 from server.privacy import GaussianMechanism, noise_generator, sampling_seed
 from server.privacy_accountant import PrivacyAccountant
 from server.registry import RegisteredDevice

@@ -16,14 +16,8 @@ from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, Status, TrainRequest
 from common.payloads.updates import Metadata, decode_state, encode_delta, encode_float
 from common.settings import Scalar
-from server.packed_updates import (
-    PackedUpdates,
-    StagePlan,
-    from_chunks,
-    to_chunks,
-    to_record,
-    to_state,
-)
+from server.model_forms import to_record, to_state
+from server.packed_updates import PackedUpdates, StagePlan
 from server.registry import RegisteredDevice, SampledGrid
 from server.replies import RefusalKind
 from server.strategy import STRATEGIES, make_strategy, required_replies, strategy_parameters
@@ -546,20 +540,10 @@ def test_parameters_reach_flowers_strategies() -> None:
 
 
 @pytest.mark.parametrize("chunk_values", [1, 3, 5, 100])
-def test_pieces_of_any_size_hold_the_same_state(
+def test_krum_sees_whole_updates_in_pieces_of_any_size(
     monkeypatch: pytest.MonkeyPatch, chunk_values: int
 ) -> None:
-    """Five values in pieces of 1, 3, 5 or more: 5, 2, 1 and 1 arrays."""
-    monkeypatch.setattr("server.packed_updates.CHUNK_VALUES", chunk_values)
-    start = state(1, 2, 3)
-    shapes = {name: values.shape for name, values in start.items()}
-    chunks = to_chunks(start, list(shapes))
-    assert len(chunks) == math.ceil(5 / chunk_values)
-    restored = from_chunks(chunks, shapes)
-    assert list(restored) == list(start)
-    for name, values in start.items():
-        np.testing.assert_array_equal(restored[name], values)
-        assert restored[name].shape == values.shape
+    monkeypatch.setattr("server.model_forms.CHUNK_VALUES", chunk_values)
     result = run_round(strategy_of("krum"), state(0), [state(1), state(2), state(9)])
     assert result is not None
     assert result[WEIGHT].tolist() == [1, 1]
