@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from client.coreset import Coreset
+from common.atomic_file import replacing
 from common.cache import cache_dir
 from common.checkpoints import content_hash
 from common.data.input_spec import InputSpec
@@ -62,7 +62,8 @@ class TeacherStore:
         """Keep a teacher; returns its hash."""
         teacher_hash = content_hash(state)
         path = self._folder(teacher_hash) / "teacher.safetensors"
-        _write_atomically(path, lambda target: save_file(state, target))
+        with replacing(path) as temporary:
+            save_file(state, temporary)
         self._prune()
         return teacher_hash
 
@@ -80,7 +81,8 @@ class TeacherStore:
             return torch.from_numpy(np.load(path))
         except (OSError, ValueError, EOFError):
             outputs = compute()
-            _write_atomically(path, lambda target: _save_array(target, outputs.numpy()))
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, outputs.numpy())
             return outputs
 
     def _folder(self, teacher_hash: str) -> Path:
@@ -98,23 +100,6 @@ def _last_used(folder: Path) -> float:
         return folder.stat().st_mtime
     except FileNotFoundError:  # another process has just removed it
         return 0.0
-
-
-def _save_array(path: Path, values: NDArray[np.float32]) -> None:
-    with path.open("wb") as file:
-        np.save(file, values)
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def load_inputs(records: RecordDict) -> InputSpec | None:

@@ -4,7 +4,6 @@ A checkpoint is a safetensors file (or a PyTorch state dict, read with `weights_
 exactly the entries of one architecture of `common.models`; `num_batches_tracked` is ignored.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -20,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from common.atomic_file import replacing
 from common.errors import UserError
 from common.models import describe_mismatch, state_shapes
 
@@ -106,21 +106,12 @@ def save_checkpoint(
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, not {path.name!r}")
     header, body = _serialize(state, metadata)
-    # Beside the target, since a rename is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
             file.write(header)
             file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _serialize(

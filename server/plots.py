@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.atomic_file import replacing
 from common.extras import import_extra
 from common.messages import Stage
 from server.summary import of_stage
@@ -47,9 +47,8 @@ def plot_curves(
         f"{100 * summary['coreset_fraction']:g} %, {summary['strategy']}, "
         f"{summary['num_devices']} devices: {summary['final_accuracy']:.2f} % Top-1"
     )
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _plot_accuracy(

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import yaml
 
+from common.atomic_file import replacing
 from common.config import Config
 from common.errors import UserError
 
@@ -138,10 +139,8 @@ class Recorder:
     def write_summary(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write summary.json atomically; returns what was written, annotated."""
         summary = {**summary, **self._annotate({"kind": "summary", **summary})}
-        path = self.folder / SUMMARY_FILE
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(self.folder / SUMMARY_FILE) as temporary:
+            temporary.write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
         return summary
 
 

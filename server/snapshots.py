@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from common.atomic_file import replacing
+
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.safetensors"
 
@@ -175,13 +177,8 @@ def read_snapshot(folder: Path) -> Snapshot:
 
 def restore_link(source: Path, target: Path) -> None:
     """Put a snapshot's file in its place, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
-    os.replace(temporary, target)
-    # Renaming a file to another name of its own does nothing at all.
-    temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        os.link(source, temporary)
 
 
 def _text_digest(content: Any) -> str:

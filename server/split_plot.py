@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from common.atomic_file import replacing
 from common.extras import import_extra
 
 NEEDED_FOR = "the picture of the split"
@@ -84,6 +84,5 @@ def plot_split(
         f"{sizes.sum():,} images, {num_classes} classes, {num_devices:,} devices "
         f"({sizes.min():,} to {sizes.max():,} images each)"
     )
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

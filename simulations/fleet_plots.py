@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.atomic_file import replacing
 from common.devices import JOULES_PER_WH
 from common.extras import import_extra
 from common.messages import Stage
@@ -182,6 +182,5 @@ def time_unit(virtual_seconds: float) -> tuple[float, str]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

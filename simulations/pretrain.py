@@ -6,8 +6,6 @@ from there: random numbers derive from seed and epoch, so that the result is the
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from client.optimizer import make_optimizer
 from client.task import training_task
 from client.trainer import train
+from common.atomic_file import replacing
 from common.checkpoints import save_checkpoint
 from common.config import Config
 from common.data.datasets import Dataset
@@ -194,14 +193,9 @@ def _keep(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     # torch's writer turns a full disk into a RuntimeError of its own.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -209,9 +203,6 @@ def _keep(
             f"{path} cannot be written: {reason}; the epochs before are kept, and the same "
             f"command goes on from there"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _resume(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from common.atomic_file import replacing
 from common.config import QuantizationConfig
 from common.errors import UserError
 from common.models import create_model, load_state, model_state
@@ -58,12 +59,8 @@ def save_packed_model(
         **flatten(quantization, _SECTION),
     }
     payload = encode_codes(model_state(prepared), quantized_weights(prepared), metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(payload)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(payload)
 
 

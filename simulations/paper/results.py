@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.atomic_file import replacing
 from common.errors import UserError
 from common.settings import Scalar
 from simulations.file_lock import hold
@@ -243,19 +243,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written, on a full disk for example.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path, durable=True) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}; what was finished before is "
             f"kept, and the same command goes on from there"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
