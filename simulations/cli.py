@@ -1,4 +1,4 @@
-"""``python -m simulations``: run a scenario, list those that there are, look up settings.
+"""``python -m simulations``: run a scenario, list what there is, look up settings.
 
 Exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 130 interrupted.
 """
@@ -23,7 +23,8 @@ from simulations.fleet import fleet_overrides
 from simulations.paper.command import add_paper_command
 from simulations.planner.command import add_plan_command
 from simulations.pretrain_command import add_pretrain_command
-from simulations.scenario import load_scenario, parse_overrides, shipped_scenarios
+from simulations.scenario import load_scenario, parse_overrides
+from simulations.shipped import FLEETS, GRIDS, SCENARIOS
 from simulations.terminal import print_line
 from simulations.throughput.command import add_throughput_command
 
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bench_command(commands)
     add_throughput_command(commands)
 
-    show = commands.add_parser("list", help="list the scenarios that come with the project")
+    show = commands.add_parser("list", help="list scenarios, fleets and grids")
     show.set_defaults(command=_list, debug=False)
 
     settings = commands.add_parser("settings", help="print every setting, its default and meaning")
@@ -108,10 +109,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    scenarios = shipped_scenarios()
-    width = max(map(len, scenarios))
-    for name, description in scenarios.items():
-        sys.stdout.write(f"{name:{width}}  {description}\n")
+    shipped = {
+        "scenarios (run NAME)": SCENARIOS.descriptions(),
+        "fleets (run SCENARIO --fleet NAME, plan --fleet NAME)": FLEETS.descriptions(),
+        "grids (paper --table NAME)": GRIDS.descriptions(),
+    }
+    width = max(len(name) for descriptions in shipped.values() for name in descriptions)
+    for title, descriptions in shipped.items():
+        sys.stdout.write(f"{title}\n")
+        for name, description in descriptions.items():
+            sys.stdout.write(f"  {name:{width}}  {description}\n")
     return 0
 
 

@@ -37,10 +37,10 @@ from common.errors import UserError
 from common.seeding import numpy_generator
 from common.settings import Scalar, kebab, refuse_unknown
 from simulations.availability_file import parse_availability
-from simulations.scenario import Scenario, read_yaml
+from simulations.scenario import Scenario
+from simulations.shipped import DEVICE_CLASSES, FLEETS
+from simulations.yaml_text import read_yaml
 
-FLEET_FOLDER = Path(__file__).parent / "fleets"
-CLASSES_FILE = "classes.yaml"
 NUM_DEVICES = "data.num-devices"
 
 PROFILE_FIELDS = {
@@ -132,46 +132,20 @@ def load_fleet(name_or_path: str) -> DeviceFleet:
     Raises:
         UserError: if there is no such fleet, or for anything wrong in it, naming the thing.
     """
-    path = find_fleet(name_or_path)
+    path = FLEETS.find(name_or_path)
     content = read_yaml(path, "fleet")
     where = f"fleet {path.stem}"
     _expect_mapping(where, content)
     _refuse_unknown(where, content, ("classes",))
     members = content.get("classes")
     _expect_mapping(f"{where}: classes", members)
-    shipped = read_yaml(FLEET_FOLDER / CLASSES_FILE, "device classes")
+    shipped = read_yaml(DEVICE_CLASSES, "device classes")
     classes = tuple(
         _parse_class(f"{where}: class {name}", name, values, shipped, path.parent)
         for name, values in members.items()
     )
     _check_sizes(where, classes)
     return DeviceFleet(name=path.stem, classes=classes)
-
-
-def shipped_fleets() -> dict[str, str]:
-    """Name -> what it is: the first line of comment in the file."""
-    return {
-        path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        for path in sorted(FLEET_FOLDER.glob("*.yaml"))
-        if path.name != CLASSES_FILE
-    }
-
-
-def find_fleet(name_or_path: str) -> Path:
-    """The file of a fleet.
-
-    Raises:
-        UserError: if there is none, naming those that there are.
-    """
-    if name_or_path in shipped_fleets():
-        return FLEET_FOLDER / f"{name_or_path}.yaml"
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    raise UserError(
-        f"unknown fleet {name_or_path!r}: expected one of {', '.join(shipped_fleets())}, or the "
-        f"path of a YAML file"
-    )
 
 
 def fit_scenario(scenario: Scenario, fleet: DeviceFleet) -> Scenario:

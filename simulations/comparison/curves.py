@@ -14,7 +14,7 @@ from simulations.comparison.progress import (
     virtual_clock,
 )
 from simulations.comparison.records import RunRecord
-from simulations.paper.table import Spread
+from simulations.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True)

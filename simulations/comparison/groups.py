@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.settings import Scalar
 from simulations.comparison.records import RunRecord
 from simulations.paper.results import PLACES
-from simulations.paper.table import Spread
+from simulations.spread import Spread
 
 SEED = "run.seed"
 NOT_COMPARED = frozenset({*PLACES, SEED})

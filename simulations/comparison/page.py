@@ -17,7 +17,7 @@ from simulations.comparison.tables import (
     runs_table,
     shared_table,
 )
-from simulations.paper.table import TextTable
+from simulations.text_table import TextTable
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --quiet: #5b6670; --paper: #ffffff;
@@ -80,10 +80,10 @@ def to_html(comparison: Comparison, origin: Origin) -> str:
     ]
     differences = differences_table(comparison)
     if differences is not None:
-        body += [f"<h2>{differences.title}</h2>", _table(differences, num_text_columns=99)]
+        body += [f"<h2>{differences.title}</h2>", _table(differences)]
     body += [
         _details(runs_table(comparison, origin)),
-        _details(shared_table(comparison), num_text_columns=2),
+        _details(shared_table(comparison)),
         "<h2>How it was made</h2>",
         f"<pre>{escape(origin.command)}</pre>",
         _notes(facts(comparison, origin)),
@@ -97,23 +97,15 @@ def to_html(comparison: Comparison, origin: Origin) -> str:
     )
 
 
-def _table(table: TextTable, num_text_columns: int | None = None) -> str:
-    """``num_text_columns``: those that are aligned to the left; None: those before the figures."""
-    if num_text_columns is None:
-        num_text_columns = _first_figure(table)
+def _table(table: TextTable) -> str:
     if not table.rows:
         return ""
-    head = _cells("th", table.header, num_text_columns)
-    rows = "\n".join(f"<tr>{_cells('td', row, num_text_columns)}</tr>" for row in table.rows)
+    head = _cells("th", table.header, table.num_text_columns)
+    rows = "\n".join(f"<tr>{_cells('td', row, table.num_text_columns)}</tr>" for row in table.rows)
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
-
-
-def _first_figure(table: TextTable) -> int:
-    """The settings, the label and the seeds are text; what follows them is not."""
-    return next((i + 1 for i, name in enumerate(table.header) if name in ("seeds", "seed")), 1)
 
 
 def _cells(tag: str, texts: Sequence[str], num_text_columns: int) -> str:
@@ -123,8 +115,8 @@ def _cells(tag: str, texts: Sequence[str], num_text_columns: int) -> str:
     )
 
 
-def _details(table: TextTable, num_text_columns: int | None = None) -> str:
-    content = _table(table, num_text_columns)
+def _details(table: TextTable) -> str:
+    content = _table(table)
     if not content:
         return ""
     return f"<details><summary>{escape(table.title)}</summary>\n{content}\n</details>"

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from common.errors import UserError
 from simulations.comparison.groups import Comparison, compare_runs
@@ -17,13 +14,11 @@ from simulations.comparison.page import to_html
 from simulations.comparison.records import RunRecord, is_finished, is_run_folder, read_run
 from simulations.comparison.tables import Origin, figures_table, to_csv, to_markdown
 from simulations.paper.results import write_atomically
-from simulations.paper.table import TextTable
 from simulations.terminal import print_line
 
 REPORT_FILE = "report.html"
 CSV_FILE = "table.csv"
 MARKDOWN_FILE = "table.md"
-MOST_CHARACTERS = 500
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Path]]:
@@ -57,20 +52,12 @@ def write_report(
     comparison = compare_runs(records)
     if not origin.title:
         origin = replace(origin, title=describe_title(comparison))
-    _print(figures_table(comparison, origin), console)
+    figures_table(comparison, origin).print(console)
     write_atomically(out / CSV_FILE, to_csv(comparison, origin).encode())
     write_atomically(out / MARKDOWN_FILE, to_markdown(comparison, origin).encode())
     write_atomically(out / REPORT_FILE, to_html(comparison, origin).encode())
     print_line(console, f"report: {out / REPORT_FILE}, {CSV_FILE} and {MARKDOWN_FILE} beside it")
     return comparison
-
-
-def _print(table: TextTable, console: Console) -> None:
-    shown = Table(*table.header, box=box.SIMPLE_HEAD)
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
-    # As wide as it is: a file, or a terminal that wraps, is better than columns cut short.
-    Console(file=console.file, width=MOST_CHARACTERS).print(shown, soft_wrap=True)
 
 
 def describe_title(comparison: Comparison) -> str:

@@ -23,7 +23,8 @@ from simulations.comparison.groups import (
 )
 from simulations.fleet import fit_scenario, load_fleet
 from simulations.paper.results import PLACES
-from simulations.scenario import Scenario, find_scenario, parse_overrides, read_scenario
+from simulations.scenario import Scenario, parse_overrides, read_scenario
+from simulations.shipped import SCENARIOS
 
 RUN_OUT = "run.out"
 
@@ -96,7 +97,7 @@ def load_sweep(
     Raises:
         UserError: if there is no such scenario, or for anything wrong in it or in ``overrides``.
     """
-    path = find_scenario(name_or_path)
+    path = SCENARIOS.find(name_or_path)
     given = parse_overrides(overrides)
     for key, reason in ((RUN_OUT, "expected --out"), (SEED, "expected no --seeds beside it")):
         if key in given and (key == RUN_OUT or seeds is not None):

@@ -15,7 +15,8 @@ from simulations.comparison.groups import (
     short_names,
 )
 from simulations.comparison.measures import ACCURACY, notes_on, report_measures
-from simulations.paper.table import MISSING, Spread, TextTable
+from simulations.spread import Spread
+from simulations.text_table import MISSING, TextTable
 
 MOST_COLUMNS = 4
 """More settings that vary than these have a table of their own."""
@@ -40,7 +41,9 @@ def figures_table(comparison: Comparison, origin: Origin) -> TextTable:
     names = short_names(keys)
     measures = report_measures(comparison.runs, origin.target)
     header = [names[key] for key in keys] or ["run"]
-    header += ["seeds", *(measure.header for measure in measures)]
+    header.append("seeds")
+    num_text_columns = len(header)
+    header += [measure.header for measure in measures]
     rows = []
     for group in comparison.groups:
         row = [_setting(group, key) for key in keys] or [group.label]
@@ -49,7 +52,7 @@ def figures_table(comparison: Comparison, origin: Origin) -> TextTable:
             spread = group.spread(measure)
             row.append(MISSING if spread is None else measure.show(spread))
         rows.append(row)
-    return TextTable(title="Results", header=header, rows=rows)
+    return TextTable(title="Results", header=header, rows=rows, num_text_columns=num_text_columns)
 
 
 def differences_table(comparison: Comparison) -> TextTable | None:
@@ -63,6 +66,7 @@ def differences_table(comparison: Comparison) -> TextTable | None:
             [key, *(_setting(group, key) for group in comparison.groups)]
             for key in comparison.varying
         ],
+        num_text_columns=1 + len(comparison.groups),
     )
 
 
@@ -78,7 +82,7 @@ def runs_table(comparison: Comparison, origin: Origin) -> TextTable:
                 row.append(MISSING if value is None else measure.show(Spread(mean=value, std=None)))
             rows.append([*row, run.folder.name])
     header = ["run", "seed", *(measure.header for measure in measures), "folder"]
-    return TextTable(title="Every run", header=header, rows=rows)
+    return TextTable(title="Every run", header=header, rows=rows, num_text_columns=2)
 
 
 def shared_table(comparison: Comparison) -> TextTable:
@@ -88,6 +92,7 @@ def shared_table(comparison: Comparison) -> TextTable:
         title="Settings of all runs",
         header=["setting", "value"],
         rows=[[key, format_value(value)] for key, value in shared.items()],
+        num_text_columns=2,
     )
 
 
@@ -152,7 +157,9 @@ def to_markdown(comparison: Comparison, origin: Origin) -> str:
     ]
     tables.append(shared_table(comparison))
     parts = [f"# {origin.title}", headline(comparison)]
-    parts += [_markdown_table(table) for table in tables if table is not None and table.rows]
+    for table in tables:
+        if table is not None and table.rows:
+            parts += [f"## {table.title}", table.to_markdown()]
     parts.append(
         "\n".join(
             f"- {line}" for line in [*notes_of(comparison, origin), *facts(comparison, origin)]
@@ -183,10 +190,3 @@ def _has_setting_columns(comparison: Comparison) -> bool:
 
 def _setting(group: Group, key: str) -> str:
     return format_value(group.settings[key]) if key in group.settings else MISSING
-
-
-def _markdown_table(table: TextTable) -> str:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    return f"## {table.title}\n\n{rows}"

@@ -129,7 +129,8 @@ def select_cells(grid: Grid, cells: Sequence[Cell], only: Iterable[str]) -> list
                 f"--only {text!r}: expected one of {', '.join(names)}, or a setting of the grid"
             )
         if value not in known:
-            raise UserError(f"--only {text!r}: expected one of {', '.join(known)}")
+            choices = ", ".join(f"'{name}={label}'" for label in known)
+            raise UserError(f"--only {text!r}: expected one of {choices}")
         wanted.setdefault(name, []).append(value)
     return [
         cell

@@ -28,9 +28,9 @@ from common.config import DEFAULT_KEYS
 from common.errors import UserError
 from common.settings import Scalar, refuse_unknown
 from simulations.paper.grid import Axis, Grid
-from simulations.scenario import flatten_settings, parse_overrides, read_yaml
-
-GRID_FOLDER = Path(__file__).parents[1] / "grids"
+from simulations.scenario import flatten_settings, parse_overrides
+from simulations.shipped import GRIDS
+from simulations.yaml_text import read_yaml
 
 FEDERATED_SECTIONS = ("federation", "strategy", "fleet", "warmup")
 FEDERATED_KEYS = frozenset(
@@ -59,7 +59,7 @@ def load_grid(name_or_path: str, overrides: Iterable[str] = ()) -> Grid:
     Raises:
         UserError: if there is no such grid, or for anything wrong in it or in ``overrides``.
     """
-    path = _find(name_or_path)
+    path = GRIDS.find(name_or_path)
     content = read_yaml(path, "grid")
     try:
         return _parse(path, content, parse_overrides(overrides))
@@ -68,24 +68,6 @@ def load_grid(name_or_path: str, overrides: Iterable[str] = ()) -> Grid:
         raise UserError(
             message if message.startswith("grid ") else f"grid {path.stem}: {message}"
         ) from error
-
-
-def shipped_grids() -> list[str]:
-    """Names of the grids that come with the project."""
-    return sorted(path.stem for path in GRID_FOLDER.glob("*.yaml"))
-
-
-def _find(name_or_path: str) -> Path:
-    shipped = GRID_FOLDER / f"{name_or_path}.yaml"
-    if Path(name_or_path).name == name_or_path and shipped.is_file():
-        return shipped
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    raise UserError(
-        f"unknown grid {name_or_path!r}: expected one of {', '.join(shipped_grids())}, or the "
-        f"path of a YAML file"
-    )
 
 
 def _parse(path: Path, content: Any, overrides: Mapping[str, Scalar]) -> Grid:

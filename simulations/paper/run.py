@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from common.config import ModelConfig
 from common.errors import UserError
@@ -106,10 +105,7 @@ def write_tables(
         return
     entries = collect(grid, cells, results)
     for table in text_tables(grid, entries):
-        shown = Table(*table.header, title=table.title, title_justify="left")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+        table.print(console)
     picture = f"{grid.name}.png"
     markdown = to_markdown(grid, entries, command=command, picture=picture)
     write_atomically(folder.path / f"{grid.name}.csv", to_csv(grid, entries).encode())

@@ -1,21 +1,18 @@
-"""Finished cells -> tables in the paper's form: mean and standard deviation over seeds.
-
-The standard deviation is the sample's (n - 1 below the line); one seed has none.
-"""
+"""Finished cells -> tables in the paper's form: mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
 import csv
 import io
 import itertools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulations.paper.grid import Cell, Grid
 from simulations.paper.results import CellResult, cell_key
+from simulations.spread import Spread
+from simulations.text_table import MISSING, TextTable
 
-MISSING = "-"
 DIVERGED = "diverged"
 
 Measure = Callable[[CellResult], float | None]
@@ -30,28 +27,6 @@ MEASURES: Mapping[str, Measure] = {
     "total_cpu_seconds": lambda result: result.select_cpu_seconds + result.train_cpu_seconds,
 }
 """What is averaged over seeds, by its name in the CSV file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Mean and standard deviation over seeds."""
-
-    mean: float
-    std: float | None
-    """None of a single value."""
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """The spread of some values; None of none."""
-        if not values:
-            return None
-        std = statistics.stdev(values) if len(values) > 1 else None
-        return cls(mean=statistics.fmean(values), std=std)
-
-    def format(self, digits: int) -> str:
-        """``63.21 ± 0.15``."""
-        spread = "" if self.std is None else f" ± {self.std:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +56,6 @@ class Entry:
             return DIVERGED if num_diverged else MISSING
         note = f" ({num_diverged} {DIVERGED})" if num_diverged else ""
         return spread.format(digits) + note
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTable:
-    """A table to be shown."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def collect(grid: Grid, cells: Sequence[Cell], results: Mapping[str, CellResult]) -> list[Entry]:
@@ -137,6 +103,7 @@ def _matrix(
         title=title,
         header=[*grid.rows, *columns],
         rows=[[*row, *rows[row]] for row in order],
+        num_text_columns=len(grid.rows),
     )
 
 
@@ -152,7 +119,7 @@ def _figures_table(grid: Grid, entries: Sequence[Entry]) -> TextTable:
         if reference is not None:
             figures += _relative(entry, reference)
         rows.append([*_row(grid, entry), *figures])
-    return TextTable(title=grid.title, header=header, rows=rows)
+    return TextTable(title=grid.title, header=header, rows=rows, num_text_columns=len(grid.rows))
 
 
 def _relative(entry: Entry, reference: Entry) -> list[str]:
@@ -212,16 +179,11 @@ def to_csv(grid: Grid, entries: Sequence[Entry]) -> str:
 def to_markdown(grid: Grid, entries: Sequence[Entry], *, command: str, picture: str) -> str:
     """The tables with what is needed to make them again: protocol, command, seeds, versions."""
     parts = [f"# {grid.title}", grid.protocol, f"```\n{command}\n```"]
-    parts += [_markdown_table(table) for table in text_tables(grid, entries)]
+    for table in text_tables(grid, entries):
+        parts += [f"**{table.title}**", table.to_markdown()]
     parts.append(f"![{grid.title}]({picture})")
     parts.append("\n".join(_facts(entries)))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _markdown_table(table: TextTable) -> str:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{table.title}**\n\n{rows}"
 
 
 def _facts(entries: Sequence[Entry]) -> list[str]:

@@ -7,10 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from common.config import Config
 from common.units import format_bytes
@@ -18,7 +15,6 @@ from simulations.emulation import Emulation
 from simulations.fleet import DeviceFleet, load_fleet
 from simulations.flops import count_flops
 from simulations.paper.results import write_atomically
-from simulations.paper.table import TextTable
 from simulations.planner.payload import known_inputs, measure_messages
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.plot import to_png
@@ -29,7 +25,6 @@ from simulations.terminal import print_line
 from simulations.workload import Workload
 
 CSV_FILE, PICTURE_FILE = "rounds.csv", "rounds.png"
-MOST_CHARACTERS = 200
 
 
 def run_plan(
@@ -78,7 +73,7 @@ def run_plan(
         print_line(console, line)
     rounds = list(plan.run())
     for table in (rounds_table(rounds), classes_table(plan)):
-        _print(table, console)
+        table.print(console)
     for line in totals(rounds):
         print_line(console, line)
     if out is not None:
@@ -132,13 +127,3 @@ def scale_fleet(fleet: DeviceFleet, num_devices: int) -> DeviceFleet:
         for member in fleet.classes
     )
     return dataclasses.replace(fleet, classes=classes)
-
-
-def _print(table: TextTable, console: Console) -> None:
-    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-    for index, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if index == 0 else "right")
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
-    # As wide as it is: a file, or a terminal that wraps, is better than columns cut short.
-    Console(file=console.file, width=MOST_CHARACTERS).print(shown, soft_wrap=True)

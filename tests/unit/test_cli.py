@@ -120,23 +120,15 @@ def test_a_run_goes_on_in_a_folder_that_is_there(
     assert cli.main(arguments) == 2
 
 
-def test_list_names_and_describes_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_and_describes_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "cifar100",
-        "digits",
-        "mixed-bits",
-        "poisoning",
-        "private",
-        "stragglers-adaptive",
-        "stragglers-drop",
-        "stragglers-fedbuff",
-        "stragglers-partial",
-        "stragglers-quarc",
-        "stragglers-wait",
-    ]
-    assert all(len(line.split()) > 5 for line in lines)
+    titles = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert titles == ["scenarios", "fleets", "grids"]
+    names = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line[:1] == " "}
+    assert {"digits", "pi-lab", "selection"} < names.keys()
+    assert "classes" not in names
+    assert names["pi-lab"].startswith("Ten Raspberry Pis")
 
 
 def test_paths_hold_in_any_working_directory(tmp_path: Path) -> None:

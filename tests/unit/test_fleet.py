@@ -12,9 +12,9 @@ from simulations.fleet import (
     fit_scenario,
     fleet_overrides,
     load_fleet,
-    shipped_fleets,
 )
 from simulations.scenario import load_scenario
+from simulations.shipped import FLEETS
 
 CLASS = """
     training-gflops: 2
@@ -34,7 +34,7 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", list(shipped_fleets()))
+@pytest.mark.parametrize("name", list(FLEETS.descriptions()))
 def test_shipped_fleets_load(name: str) -> None:
     fleet = load_fleet(name)
     num_devices = fleet.num_devices or 37
@@ -42,7 +42,7 @@ def test_shipped_fleets_load(name: str) -> None:
 
 
 def test_the_shipped_fleets_are_there() -> None:
-    sizes = {name: load_fleet(name).num_devices for name in shipped_fleets()}
+    sizes = {name: load_fleet(name).num_devices for name in FLEETS.descriptions()}
     assert sizes == {
         "flaky": 0,
         "homogeneous": 0,

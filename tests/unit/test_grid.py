@@ -6,7 +6,8 @@ import pytest
 
 from common.errors import UserError
 from simulations.paper.grid import select_cells
-from simulations.paper.grid_file import load_grid, shipped_grids
+from simulations.paper.grid_file import load_grid
+from simulations.shipped import GRIDS
 from tests.unit.grid_files import GRID, make_grid
 
 SHIPPED = [
@@ -98,8 +99,8 @@ def test_only_chooses_cells(tmp_path: Path) -> None:
     [
         ("method", "expected axis=label or setting=value"),
         ("methods=res", "expected one of method, share, or a setting of the grid"),
-        ("method=quarc", "expected one of random, res"),
-        ("share=1 %", "expected one of 5 %, 10 %"),
+        ("method=quarc", "expected one of 'method=random', 'method=res'$"),
+        ("share=1 %", "expected one of 'share=5 %', 'share=10 %'$"),
     ],
 )
 def test_only_refuses_what_no_cell_has(tmp_path: Path, only: str, message: str) -> None:
@@ -152,7 +153,7 @@ def test_an_unknown_grid_is_refused_with_those_there_are() -> None:
 
 
 def test_grids_are_shipped() -> None:
-    assert shipped_grids() == SHIPPED
+    assert list(GRIDS.descriptions()) == SHIPPED
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -161,7 +161,7 @@ def test_recorded_command_can_be_pasted() -> None:
         (["--table", "nope"], "unknown grid 'nope'"),
         (["--table", "bits", "--set", "coreset.selection=x"], "grid bits: coreset.selection is"),
         (["--table", "bits", "--set", "coreset.size=3"], "unknown setting 'coreset.size'"),
-        (["--table", "bits", "--only", "bits=9w9a"], "expected one of 4w32a"),
+        (["--table", "bits", "--only", "bits=9w9a"], "expected one of 'bits=4w32a'"),
         (["--table", "bits", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["--table", "paper-cifar100"], "model.teacher is empty"),
         (["--table", "bits", "--set", "model.teacher=no.safetensors"], "nor an existing file"),

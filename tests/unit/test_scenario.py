@@ -11,8 +11,8 @@ from simulations.scenario import (
     load_scenario,
     parse_overrides,
     read_scenario,
-    shipped_scenarios,
 )
+from simulations.shipped import SCENARIOS
 
 
 def _file(tmp_path: Path, text: str) -> Path:
@@ -21,12 +21,12 @@ def _file(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", shipped_scenarios())
+@pytest.mark.parametrize("name", SCENARIOS.descriptions())
 def test_shipped_scenarios_are_valid_and_described(name: str) -> None:
     scenario = load_scenario(name)
     assert scenario.name == name
     assert scenario.config == Config.from_flat(scenario.settings)
-    assert shipped_scenarios()[name].endswith(".")
+    assert SCENARIOS.descriptions()[name].endswith(".")
 
 
 def test_the_cifar100_scenario_is_that_of_the_paper() -> None:

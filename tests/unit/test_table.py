@@ -9,7 +9,8 @@ import pytest
 from simulations.paper.grid import Grid
 from simulations.paper.plot import to_png
 from simulations.paper.results import CellResult, cell_key
-from simulations.paper.table import Entry, Spread, collect, text_tables, to_csv, to_markdown
+from simulations.paper.table import Entry, collect, text_tables, to_csv, to_markdown
+from simulations.spread import Spread
 from tests.unit.grid_files import GRID, make_grid, make_result
 
 
