@@ -74,26 +74,42 @@ class SnapshotStore:
         number = numbers[-1] + 1 if numbers else 1
         partial = self.root / f".{number:06d}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / ARRAYS).write_bytes(
-            save({name: np.asarray(array, order="C") for name, array in arrays.items()})
-        )
-        for name, source in links.items():
-            target = partial / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(source, target)
-        known: dict[tuple[int, int, int], str] = {}
-        digests = {name: self._digest(partial / name, known) for name in [ARRAYS, *links]}
-        self._known = known
-        content = {"facts": dict(facts), "files": digests}
-        _write_synced(partial / MANIFEST, json.dumps([_text_digest(content), content]))
-        _sync_folder(partial)
+        try:
+            known = self._fill(partial, facts, arrays, links)
+        except OSError:
+            # Of no use, and what follows, the next round's figures first, needs the room.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         folder = self.root / f"{number:06d}"
         os.rename(partial, folder)
+        self._known = known
         _sync_folder(self.root)
         for old in self._numbers()[: -self.keep]:
             shutil.rmtree(self.root / f"{old:06d}", ignore_errors=True)
         return folder
+
+    def _fill(
+        self,
+        folder: Path,
+        facts: Mapping[str, Any],
+        arrays: Arrays,
+        links: Mapping[str, Path],
+    ) -> dict[tuple[int, int, int], str]:
+        """Make the folder with everything in it, all of it on the disk; see `_known`."""
+        folder.mkdir(parents=True)
+        (folder / ARRAYS).write_bytes(
+            save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+        )
+        for name, source in links.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(source, target)
+        known: dict[tuple[int, int, int], str] = {}
+        digests = {name: self._digest(folder / name, known) for name in [ARRAYS, *links]}
+        content = {"facts": dict(facts), "files": digests}
+        _write_synced(folder / MANIFEST, json.dumps([_text_digest(content), content]))
+        _sync_folder(folder)
+        return known
 
     def newest(
         self, check: Callable[[Snapshot], None], on_damaged: Callable[[str, str], None]

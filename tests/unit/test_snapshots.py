@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,28 @@ def test_a_snapshot_that_was_being_written_does_not_count(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
     store.write({"round": 2}, WEIGHTS, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000001", "000002"]
+
+
+def test_a_snapshot_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    """No file may grow beyond 4 kB, as on a disk that is full: 8 kB of weights don't fit.
+
+    The one before stays as it was; with room again, the next one is written.
+    """
+    store = SnapshotStore(tmp_path)
+    store.write({"round": 1}, WEIGHTS, {})
+    large = {"w": np.zeros(2048, dtype=np.float32)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store.write({"round": 2}, large, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"]
+    found, damaged = newest(store)
+    assert found is not None
+    assert (found.facts, damaged) == ({"round": 1}, [])
+    assert store.write({"round": 2}, large, {}).name == "000002"
 
 
 def test_without_any_snapshot_there_is_none(tmp_path: Path) -> None:
