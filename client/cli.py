@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--threads", type=int, default=0, help="default: as the run says")
     run.add_argument(
-        "--max-memory", metavar="SIZE", help="of the training process, as 512M: smaller passes"
+        "--max-memory", metavar="SIZE", help="of the whole client, as 512M: smaller passes"
     )
     run.add_argument(
         "--max-temperature",

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad input.
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from server.control import ControlClient
 from server.enrolment import register_devices, revoke_device, rotate_device
 from server.keys import (
     KeyFolder,
+    certificate_notice,
     create_device_keys,
     create_fleet_keys,
     renew_server_certificate,
@@ -145,6 +147,8 @@ def _register(options: argparse.Namespace) -> None:
         new = register_devices(folder, names, client)
     for name in names:
         _say(f"{name}: {'registered' if name in new else 'was registered already'}")
+    if notice := certificate_notice(folder, datetime.datetime.now(datetime.UTC)):
+        _say(notice)
 
 
 def _rotate(options: argparse.Namespace) -> None:

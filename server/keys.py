@@ -7,6 +7,7 @@ its owner alone, and none is ever overwritten.
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import secrets
@@ -23,6 +24,8 @@ from server.certificates import alternative_names, ca_certificate, server_certif
 
 CURVE = ec.SECP384R1()
 DEVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+NOTICE_BEFORE = datetime.timedelta(days=30)
+"""How long before its end operators are told of the server's certificate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +158,25 @@ def renew_server_certificate(folder: KeyFolder, hosts: Sequence[str]) -> None:
         if path.exists():
             os.replace(path, path.with_name(f"{path.name}.old"))
     create_server_certificate(folder, hosts)
+
+
+def certificate_notice(folder: KeyFolder, now: datetime.datetime) -> str:
+    """What an operator has to know of the server's certificate; empty where it is good for long.
+
+    Raises:
+        UserError: if the file is no certificate.
+    """
+    path = folder.server_certificate
+    if not path.exists():  # keys may be kept apart from the server's
+        return ""
+    try:
+        end = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' can't be read as a certificate") from error
+    if end - now > NOTICE_BEFORE:
+        return ""
+    verb = "ended" if end < now else "ends"
+    return f"the server's certificate {verb} on {end:%Y-%m-%d}: make the next one with keys renew"
 
 
 def create_device_keys(folder: KeyFolder, devices: Sequence[str]) -> None:

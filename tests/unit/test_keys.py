@@ -12,7 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import UserError
 from server.cli import main
-from server.keys import KeyFolder, create_fleet_keys, renew_server_certificate
+from server.keys import (
+    KeyFolder,
+    certificate_notice,
+    create_fleet_keys,
+    renew_server_certificate,
+)
 
 HOSTS = ["fleet.example.org", "127.0.0.1", "::1"]
 
@@ -139,3 +144,28 @@ def test_the_command_makes_a_fleets_keys(
     assert main(["keys", "--dir", str(root), *arguments]) == 0
     assert KeyFolder(root=root).device_names() == ["a", "b"]
     assert "ca.key" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("days", "verb"), [(360, ""), (370, " ends on "), (400, " ended on ")])
+def test_operators_are_told_before_the_servers_certificate_ends(
+    folder: KeyFolder, days: int, verb: str
+) -> None:
+    """It is good for 397 days: 37 days before the end nothing is said, 27 days before it is."""
+    now = datetime.datetime.now(datetime.UTC)
+    notice = certificate_notice(folder, now + datetime.timedelta(days=days))
+    end = now + datetime.timedelta(days=397)
+    near = {f"{end - datetime.timedelta(hours=hours):%Y-%m-%d}" for hours in (0, 1)}
+    assert verb in notice
+    assert bool(notice) == bool(verb)
+    assert not notice or any(day in notice for day in near)
+
+
+def test_without_a_server_certificate_there_is_nothing_to_tell(folder: KeyFolder) -> None:
+    folder.server_certificate.unlink()
+    assert certificate_notice(folder, datetime.datetime.max.replace(tzinfo=datetime.UTC)) == ""
+
+
+def test_a_damaged_server_certificate_is_said(folder: KeyFolder) -> None:
+    folder.server_certificate.write_text("no certificate")
+    with pytest.raises(UserError, match=r"server.crt' can't be read as a certificate"):
+        certificate_notice(folder, datetime.datetime.now(datetime.UTC))
