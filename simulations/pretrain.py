@@ -173,6 +173,7 @@ def _metadata(config: Config, dataset: Dataset, accuracy: float) -> dict[str, st
         "schedule": training.schedule,
         "momentum": str(training.momentum),
         "weight-decay": str(training.weight_decay),
+        "precision": training.precision,
         "augment": str(config.data.augment),
         "seed": str(config.run.seed),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),

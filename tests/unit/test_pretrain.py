@@ -59,6 +59,7 @@ def test_a_teacher_is_trained_and_described(tmp_path: Path, digits: Dataset) -> 
         metadata = file.metadata()
     assert metadata["accuracy"] == f"{accuracy:.2f}"
     assert (metadata["epochs"], metadata["seed"], metadata["schedule"]) == ("2", "0", "one-cycle")
+    assert metadata["precision"] == "float32"
     assert f"torch {torch.__version__}" in metadata["versions"]
 
 
