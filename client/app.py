@@ -16,6 +16,7 @@ from client.deadline import Pace
 from client.device import Device, emulated_device, float_model, quantized_model
 from client.health import read_health
 from client.local_device import DataFolderError, local_device
+from client.memory import give_back_freed
 from client.node import NodeSettings
 from client.rounds import calibration_round, decode_model, float_round, quantized_round
 from client.state import load_inputs, save_inputs
@@ -119,6 +120,8 @@ def train(message: Message, context: Context) -> Message:
         log_event("round-started", task="train")
         reply = _train(config, device, request, context, throttle)
         log_event("reply-sent", reply.reason, task="train", status=reply.status.value)
+    if device.max_memory_bytes:
+        give_back_freed()  # the SuperNode, which takes the reply, is within the same limit
     return _answer(message, reply)
 
 

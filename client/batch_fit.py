@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client.memory import MB, resident_bytes, supernode_bytes
+from client.memory import MB, give_back_freed, resident_bytes, supernode_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ def fitting_part_size(
     """
     if not max_memory_bytes:
         return 0
+    if used_bytes is None:
+        give_back_freed()
     used = resident_bytes() + supernode_bytes() if used_bytes is None else used_bytes
     memory = TrainingMemory.of(model, image_shape, corrected=corrected)
     size = memory.fitting_images(max_memory_bytes - used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -57,6 +58,18 @@ def available_bytes() -> int:
     except (OSError, ValueError):
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))
+
+
+def give_back_freed() -> None:
+    """Have glibc return to the system what this process has freed; others keep what they keep.
+
+    Feature maps of a few images are too small for it to do so by itself: after a round of
+    MobileNetV2 in parts of two images it holds 100 MB that nothing needs.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
 
 
 def parse_size(text: str) -> int:
