@@ -1,4 +1,4 @@
-"""``python -m client``: take part in a federation with this device.
+"""Take part in a federation with this device (python -m client).
 
 Exit codes: 0 done, 1 a check failed, 2 bad input.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.arguments import at_least
 from common.errors import UserError
 
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BITS",
         help="weight bit-widths that this device trains at, as 4 or 2,4 (default: any)",
     )
-    run.add_argument("--threads", type=int, default=0, help="default: as the run says")
+    run.add_argument("--threads", type=at_least(0), default=0, help="default: as the run says")
     run.add_argument(
         "--max-memory", metavar="SIZE", help="of the whole client, as 512M: smaller passes"
     )
@@ -75,10 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--name", default="this-device", help="name of the class")
     measure.add_argument("--model", default="resnet20")
-    measure.add_argument("--images", type=int, default=5000, help="on the device (default: 5000)")
-    measure.add_argument("--image-size", type=int, default=32, help="side in pixels (default: 32)")
-    measure.add_argument("--batch-size", type=int, default=32)
-    measure.add_argument("--threads", type=int, default=1)
+    measure.add_argument(
+        "--images", type=at_least(1), default=5000, help="on the device (default: 5000)"
+    )
+    measure.add_argument(
+        "--image-size", type=at_least(1), default=32, help="side in pixels (default: 32)"
+    )
+    measure.add_argument("--batch-size", type=at_least(1), default=32)
+    measure.add_argument("--threads", type=at_least(1), default=1)
     measure.add_argument(
         "--max-memory", metavar="SIZE", help="limit, as 512M; also finds the largest batch"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from common.bit_widths import parse_bits
 from common.config import BIT_CHOICES
 from common.errors import UserError
 from common.events import PRINT_VARIABLE
+
+DEFAULT_PORT = 9094
+"""Flower's, for a SuperNode's own processes."""
 
 _ADDRESS = re.compile(r"[A-Za-z0-9.:\[\]_-]+:[0-9]{1,5}")
 
@@ -32,7 +36,7 @@ class Launch:
     partition_id: int | None = None
     """None: a number made from the public key."""
     port: int = 0
-    """Of 127.0.0.1, for the SuperNode's own processes; 0: Flower's, 9094."""
+    """Of 127.0.0.1, for the SuperNode's own processes; 0: `DEFAULT_PORT`."""
     threads: int = 0
     max_memory_bytes: int = 0
     max_temperature: float = 0.0
@@ -68,6 +72,18 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"--data {folder}: there is no such folder")
     if "'" in str(folder.resolve()) or '"' in str(folder.resolve()):
         raise UserError(f"--data {folder}: the path has a quotation mark, which Flower refuses")
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"--port {port} can't be had on 127.0.0.1 ({error.strerror}): expected one that "
+                f"no other device or program of this machine uses"
+            ) from error
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -120,9 +136,10 @@ def run_supernode(launch: Launch) -> None:
     """Become the SuperNode: signals reach it, and its exit code is this process's.
 
     Raises:
-        UserError: if something that it needs is missing.
+        UserError: if something that it needs is missing, or its port is in use.
     """
     check_launch(launch)
+    _check_port(launch.port or DEFAULT_PORT)
     command = supernode_command(launch)
     environment = {
         # Fewer arenas of the allocator: less freed memory that stays with the process.

@@ -1,4 +1,4 @@
-"""``python -m server``: the fleet's keys, which devices may take part, and runs.
+"""Keys, devices and runs of a fleet, on its server (python -m server).
 
 Exit codes: 0 done, 1 failed, 2 bad input.
 """
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.arguments import add_settings_argument
 from common.errors import UserError
 from server.control import ControlClient
 from server.enrolment import register_devices, revoke_device, rotate_device
@@ -79,9 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "file", metavar="FILE", type=Path, nargs="?", help="TOML file of settings, by section"
     )
-    run.add_argument(
-        "--set", dest="settings", metavar="KEY=VALUE", nargs="+", default=[], action="extend"
-    )
+    add_settings_argument(run, "settings of the run, for example data.alpha=0.1")
     run.add_argument(
         "--ca", type=Path, default=Path("secrets/ca.crt"), help="CA (default: secrets/ca.crt)"
     )

@@ -50,12 +50,15 @@ def check_run_folder(folder: Path) -> None:
     """Make sure that a run can write into ``folder`` without mixing with another's files.
 
     Raises:
-        UserError: if it is a file or holds something already.
+        UserError: if it is a file, holds something already or can't be written.
     """
-    if folder.exists() and not folder.is_dir():
+    existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    if not existing.is_dir():
         raise UserError(f"run.out = '{folder}': expected a folder, found a file")
-    if folder.is_dir() and any(folder.iterdir()):
+    if existing == folder and any(folder.iterdir()):
         raise UserError(f"run.out = '{folder}': expected a new or empty folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"run.out = '{folder}': can't be written: no permission in {existing}")
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""``python -m simulations``: run a scenario, list what there is, look up settings.
+"""Federations and experiments on this machine (python -m simulations).
 
 Exit codes: 0 done, 1 failed, 2 bad input (nothing was written), 130 interrupted.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from common.arguments import add_settings_argument
 from common.errors import UserError
 from simulations.allocator import keep_freed_memory
-from simulations.arguments import add_settings_argument
 from simulations.bench.command import add_bench_command
 from simulations.comparison.command import add_compare_command, add_report_command
 from simulations.engine_options import add_engine_options, prepare_process, run_with

@@ -9,7 +9,7 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from simulations.arguments import at_least
+from common.arguments import at_least
 
 if TYPE_CHECKING:
     from simulations.console import ConsoleReporter

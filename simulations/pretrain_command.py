@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from common.arguments import add_settings_argument
 from common.config import DATASETS, MODELS
-from simulations.arguments import add_settings_argument
 
 
 def add_pretrain_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

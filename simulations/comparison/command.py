@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from simulations.arguments import add_settings_argument, seed_list
+from common.arguments import add_settings_argument, seed_list
 from simulations.engine_options import add_engine_options, prepare_process, run_with
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simulations.arguments import add_settings_argument, seed_list
+from common.arguments import add_settings_argument, seed_list
 
 
 def add_paper_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

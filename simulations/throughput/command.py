@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from simulations.arguments import at_least
+from common.arguments import at_least
 from simulations.engine_options import prepare_process
 
 

@@ -19,7 +19,14 @@ from flwr.common.config import parse_config_args
 
 from client.cli import main
 from client.doctor import Finding, Subject, examine
-from client.launch import Launch, check_launch, parse_address, partition_id_of, supernode_command
+from client.launch import (
+    Launch,
+    check_launch,
+    parse_address,
+    partition_id_of,
+    run_supernode,
+    supernode_command,
+)
 from client.measure import largest_fitting
 from client.memory import (
     MB,
@@ -289,3 +296,12 @@ def test_operations_of_resnet20() -> None:
     8^2 x 64 x (288 + 5 x 576) = 12,976,128, shortcut 131,072; linear 640. Sum 40,813,184.
     """
     assert forward_flops("resnet20", 10, 32) == 2 * 40_813_184
+
+
+def test_a_port_in_use_is_refused(keys: KeyFolder, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--port {port} can't be had .*in use"):
+            run_supernode(launch(keys, None, partition_id=2, port=port))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from common.messages import Stage
 from server.courier import Traffic
 from server.evaluation import Evaluation
 from server.plots import plot_curves
-from server.recorder import Recorder, config_yaml, default_run_folder, to_json
+from server.recorder import Recorder, check_run_folder, config_yaml, default_run_folder, to_json
 from server.summary import RunFacts, summarise
 
 
@@ -195,3 +196,17 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
 
 def test_settings_as_yaml_are_nested_by_section() -> None:
     assert "quantization:\n  weight-bits: 2\n" in config_yaml(Config())
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/run': expected a folder, found a file"):
+        check_run_folder(tmp_path / "file" / "run")
+    check_run_folder(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    # Asked of the system, since tests may run as root, who may do anything.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match=f"can't be written: no permission in {tmp_path}$"):
+        check_run_folder(tmp_path / "new" / "run")
