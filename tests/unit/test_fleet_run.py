@@ -28,6 +28,7 @@ def make_run(tmp_path: Path, fleet: str = FLEET, **settings: float | str) -> Emu
 
 def test_devices_are_told_their_classs_figures(tmp_path: Path) -> None:
     run = make_run(tmp_path)
+    assert sorted(run.node_config()) == [0, 1, 2, 3, 4]
     for partition_id, told in run.node_config().items():
         share = 1.0 if run.emulation.profile(partition_id).class_name == "roomy" else 0.25
         assert told["data-share"] == share

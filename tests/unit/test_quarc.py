@@ -1,12 +1,15 @@
 """Tests of client.quarc: when coresets are chosen, and what is trained between."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from client import quarc
 from client.coreset import Coreset
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
 from client.task import TrainingTask
@@ -140,13 +143,25 @@ def test_random_epochs_do_nothing_to_random_coresets() -> None:
     assert epochs == [0, 2, 4]
 
 
-def test_time_is_told_apart() -> None:
-    config = CoresetConfig(selection="res", fraction=0.5, interval=1)
-    result, _ = run(config, task(0, 2, 2))
-    for seconds in (result.select_seconds, result.train_seconds):
-        assert seconds > 0
-    for seconds in (result.select_cpu_seconds, result.train_cpu_seconds):
-        assert seconds > 0
+def test_time_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two selections of 3 s each, two epochs of 5 s each; all threads together take twice that."""
+    clock = SimpleNamespace(seconds=0.0)
+    clock.perf_counter = lambda: clock.seconds
+    clock.process_time = lambda: 2 * clock.seconds
+    monkeypatch.setattr("client.quarc.time", clock)
+
+    def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            clock.seconds += seconds
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("client.quarc.choose_coreset", taking(3.0, quarc.choose_coreset))
+    monkeypatch.setattr("client.quarc.train", taking(5.0, quarc.train))
+    result, _ = run(CoresetConfig(selection="res", fraction=0.5, interval=1), task(0, 2, 2))
+    assert (result.select_seconds, result.train_seconds) == (6.0, 10.0)
+    assert (result.select_cpu_seconds, result.train_cpu_seconds) == (12.0, 20.0)
 
 
 @pytest.mark.parametrize(
