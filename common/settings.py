@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
@@ -119,14 +120,14 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
     """Refuse the first key that no section has.
 
     Raises:
-        UserError: naming the key and the nearest known ones.
+        UserError: naming the key and the nearest known ones, those of its section, or all sections.
     """
     known_keys = sorted(known)
     for key in keys:
         if key not in known_keys:
             near = difflib.get_close_matches(key, known_keys, n=3, cutoff=0.5)
             section = key.split(".")[0]
-            hint = near or [name for name in known_keys if name.startswith(f"{section}.")]
-            raise UserError(
-                f"unknown setting {key!r}: expected one of {', '.join(hint or known_keys)}"
-            )
+            siblings = [name for name in known_keys if name.startswith(f"{section}.")]
+            sections = sorted({re.sub(r"\..*", ".*", name) for name in known_keys})
+            expected = ", ".join(near or siblings or sections)
+            raise UserError(f"unknown setting {key!r}: expected one of {expected}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.config import Config
+from common.errors import UserError
 from common.units import format_bytes
 from simulations.emulation import Emulation
 from simulations.fleet import DeviceFleet, load_fleet
@@ -20,7 +21,7 @@ from simulations.planner.planned_round import PlannedRound
 from simulations.planner.plot import to_png
 from simulations.planner.rounds import FleetPlan
 from simulations.planner.summary import classes_table, rounds_table, to_csv, totals
-from simulations.scenario import load_scenario
+from simulations.scenario import load_scenario, parse_overrides
 from simulations.terminal import print_line
 from simulations.workload import Workload
 
@@ -51,6 +52,8 @@ def run_plan(
     Raises:
         UserError: for what a user can mend.
     """
+    if "fleet.name" in parse_overrides(overrides):
+        raise UserError("fleet.name is set twice: by --set and by --fleet")
     console = Console()
     fleet = load_fleet(fleet_name)
     config = load_scenario(scenario_name, overrides).config

@@ -77,6 +77,7 @@ def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "message"),
     [
         (["--fleet", "nope"], "unknown fleet 'nope'"),
+        (["--fleet", "pi-lab", "--set", "fleet.name=flaky"], "fleet.name is set twice"),
         (["--fleet", "pi-lab", "--set", "fleet.deadline=1e-6"], "no device can meet it"),
         (["--fleet", "pi-lab", "--devices", "2000000"], "data.num-devices = 2000000"),
     ],
