@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -21,6 +22,7 @@ from client.node import NodeSettings
 from client.rounds import calibration_round, decode_model, float_round, quantized_round
 from client.state import load_inputs, save_inputs
 from client.throttle import PausedTooLongError, Throttle, ThrottleLimits
+from client.working_model import working_model
 from common.bit_widths import choose_bits
 from common.config import Config
 from common.events import bound_fields, log_event, print_events_of_a_service
@@ -36,6 +38,7 @@ from common.messages import (
     TrainRequest,
 )
 from common.models import load_state
+from common.settings import Scalar
 
 logger = logging.getLogger(__name__)
 print_events_of_a_service()
@@ -156,23 +159,26 @@ def evaluate(message: Message, context: Context) -> Message:
     if request.weight_bits:
         config = config.at_bits(request.weight_bits)
     build = float_model if request.stage is Stage.FLOAT else quantized_model
-    model = build(config, device)
-    load_state(model, decode_model(request.model))
     metrics = {
         NUM_EXAMPLES: len(device.holdout),
         "correct": 0,
         "correct-top5": 0,
         "loss-sum": 0.0,
     }
-    if len(device.holdout):
-        logits = predict_logits(
-            model, device.holdout.images, device.dataset, batch_size=config.evaluation.batch_size
-        )
-        labels = device.holdout.labels
-        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        metrics["correct"] = int((top5[:, 0] == labels).sum())
-        metrics["correct-top5"] = int((top5 == labels[:, None]).sum())
-        metrics["loss-sum"] = float(functional.cross_entropy(logits, labels, reduction="sum"))
+    with working_model(build, config, device) as model:
+        load_state(model, decode_model(request.model))
+        if len(device.holdout):
+            logits = predict_logits(
+                model,
+                device.holdout.images,
+                device.dataset,
+                batch_size=config.evaluation.batch_size,
+            )
+            labels = device.holdout.labels
+            top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            metrics["correct"] = int((top5[:, 0] == labels).sum())
+            metrics["correct-top5"] = int((top5 == labels[:, None]).sum())
+            metrics["loss-sum"] = float(functional.cross_entropy(logits, labels, reduction="sum"))
     reply = Reply(
         partition_id=device.partition_id, round_index=request.round_index, metrics=metrics
     )
@@ -180,7 +186,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _setup(context: Context) -> tuple[Config, Device]:
-    config = Config.from_flat(context.run_config)
+    config = _config(tuple((key, type(value), value) for key, value in context.run_config.items()))
     node = NodeSettings.from_node_config(context.node_config, context.node_id)
     threads = node.threads or config.run.threads
     if torch.get_num_threads() != threads:
@@ -195,6 +201,15 @@ def _setup(context: Context) -> tuple[Config, Device]:
         max_memory_bytes=node.max_memory,
         used_memory_bytes=node.used_memory or None,
     )
+
+
+@lru_cache(maxsize=2)
+def _config(settings: tuple[tuple[str, type, Scalar], ...]) -> Config:
+    """The settings of a run config, with types: 1 and True are equal.
+
+    Kept: the emulated devices of one process are sent the same, and checking it takes a while.
+    """
+    return Config.from_flat({key: value for key, _, value in settings})
 
 
 def _local_device(config: Config, node: NodeSettings, records: RecordDict) -> Device:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,27 @@ FIRST_STEP_BYTES = 40 * MB
 SMALLEST_PART = 2
 
 
+_probed: WeakKeyDictionary[nn.Module, dict[tuple[int, int, int], float]] = WeakKeyDictionary()
+"""What `kept_bytes_per_image` gave: emulated devices train in one model after the other."""
+
+
 def kept_bytes_per_image(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
     """Memory that a forward pass of ``model`` keeps for the backward pass, for one image.
+
+    It depends on the layers, not on their values: a model is looked at once.
 
     Args:
         model: left as it was, its batch statistics included.
         image_shape: channels, height, width.
     """
+    known = _probed.setdefault(model, {})
+    if image_shape not in known:
+        known[image_shape] = _probe(model, image_shape)
+    return known[image_shape]
+
+
+def _probe(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    """See `kept_bytes_per_image`."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 

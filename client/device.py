@@ -86,15 +86,16 @@ def _split(data: DataConfig, seed: int) -> list[torch.Tensor]:
 
 def float_model(config: Config, device: Device) -> nn.Module:
     """A new float model of the configured architecture; its values are to be loaded."""
-    return copy_module(_architecture(config.model, _shape(device)))
+    return copy_module(_architecture(config.model, model_shape(device)))
 
 
 def quantized_model(config: Config, device: Device) -> nn.Module:
     """A new prepared model; its values, steps among them, are to be loaded."""
-    return copy_module(_prepared(config.model, config.quantization, _shape(device)))
+    return copy_module(_prepared(config.model, config.quantization, model_shape(device)))
 
 
-def _shape(device: Device) -> tuple[int, int]:
+def model_shape(device: Device) -> tuple[int, int]:
+    """Classes and image channels: what a model's first and last layer depend on."""
     return device.dataset.train.num_classes, device.dataset.train.images.shape[1]
 
 

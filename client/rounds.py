@@ -29,8 +29,8 @@ from client.state import (
 from client.task import TrainingTask, training_task
 from client.teacher_views import TeacherViews
 from client.trainer import DivergedError, TrainingResult, train
+from client.working_model import frozen_teacher, working_model
 from common.config import ONLINE, Config
-from common.folding import fold_batch_norm
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
 from common.models import load_state, model_state
@@ -64,42 +64,42 @@ def float_round(
     on_progress: OnProgress | None = None,
 ) -> Reply:
     """A warm-up round: float training with the labels on all local images."""
-    model = float_model(config, device)
-    load_state(model, decode_model(request.model))
-    epochs = config.warmup.local_epochs
-    task = replace(
-        _task(config, request, epochs=epochs),
-        max_part_size=_part_size(device, model, config.warmup.batch_size, corrected=False),
-        batch_size=config.warmup.batch_size,
-        learning_rate=config.warmup.learning_rate,
-        schedule="cosine",
-        loss="ce",
-        correction="none",
-    )
-    started = time.perf_counter()
-    everything = torch.arange(len(device.train))
-    generator = torch_generator(
-        config.run.seed, "train-float", request.round_index, device.partition_id
-    )
-    try:
-        result = train(
-            model,
-            None,
-            device.dataset,
-            device.train,
-            everything,
-            task,
-            generator,
-            on_progress=on_progress,
+    with working_model(float_model, config, device) as model:
+        load_state(model, decode_model(request.model))
+        epochs = config.warmup.local_epochs
+        task = replace(
+            _task(config, request, epochs=epochs),
+            max_part_size=_part_size(device, model, config.warmup.batch_size, corrected=False),
+            batch_size=config.warmup.batch_size,
+            learning_rate=config.warmup.learning_rate,
+            schedule="cosine",
+            loss="ce",
+            correction="none",
         )
-    except DivergedError as error:
-        return _refusal(device, request, Status.DIVERGED, str(error))
-    return Reply(
-        partition_id=device.partition_id,
-        round_index=request.round_index,
-        update=encode_float(model_state(model), "float32", {"round": request.round_index}),
-        metrics=_metrics(result, len(device.train), time.perf_counter() - started),
-    )
+        started = time.perf_counter()
+        everything = torch.arange(len(device.train))
+        generator = torch_generator(
+            config.run.seed, "train-float", request.round_index, device.partition_id
+        )
+        try:
+            result = train(
+                model,
+                None,
+                device.dataset,
+                device.train,
+                everything,
+                task,
+                generator,
+                on_progress=on_progress,
+            )
+        except DivergedError as error:
+            return _refusal(device, request, Status.DIVERGED, str(error))
+        return Reply(
+            partition_id=device.partition_id,
+            round_index=request.round_index,
+            update=encode_float(model_state(model), "float32", {"round": request.round_index}),
+            metrics=_metrics(result, len(device.train), time.perf_counter() - started),
+        )
 
 
 def calibration_round(
@@ -110,18 +110,18 @@ def calibration_round(
     on_progress: OnProgress | None = None,
 ) -> Reply:
     """Activation steps from the device's own images; only these entries are answered."""
-    model = quantized_model(config, device)
-    load_state(model, decode_model(request.model))
-    generator = torch_generator(config.run.seed, "calibrate", device.partition_id)
-    calibrate_steps(model, config, device.train, device.dataset, generator)
-    state = model_state(model)
-    steps = {name: state[name] for name in activation_step_names(model)}
-    return Reply(
-        partition_id=device.partition_id,
-        round_index=request.round_index,
-        update=encode_float(steps, "float32", {"round": request.round_index}),
-        metrics={NUM_EXAMPLES: len(device.train)},
-    )
+    with working_model(quantized_model, config, device) as model:
+        load_state(model, decode_model(request.model))
+        generator = torch_generator(config.run.seed, "calibrate", device.partition_id)
+        calibrate_steps(model, config, device.train, device.dataset, generator)
+        state = model_state(model)
+        steps = {name: state[name] for name in activation_step_names(model)}
+        return Reply(
+            partition_id=device.partition_id,
+            round_index=request.round_index,
+            update=encode_float(steps, "float32", {"round": request.round_index}),
+            metrics={NUM_EXAMPLES: len(device.train)},
+        )
 
 
 def quantized_round(
@@ -132,46 +132,48 @@ def quantized_round(
     on_progress: OnProgress | None = None,
 ) -> Reply:
     """A QuaRC round: coreset by relative entropy, quantization-aware epochs, packed update."""
-    teacher = _teacher(config, device, request)
+    teacher = frozen_teacher(config, device, request)
     if teacher is None:
         return _refusal(device, request, Status.TEACHER_MISSING, "no teacher of this hash is kept")
-    base = decode_model(request.model)
-    student = quantized_model(config, device)
-    load_state(student, base)
-    try:
-        effort = round_effort(config, device, request, records)
-        outcome = _train_on_coresets(
-            config, device, request, records, effort, student, teacher, on_progress
+    with working_model(quantized_model, config, device) as student:
+        base = decode_model(request.model)
+        load_state(student, base)
+        try:
+            effort = round_effort(config, device, request, records)
+            outcome = _train_on_coresets(
+                config, device, request, records, effort, student, teacher, on_progress
+            )
+        except DivergedError as error:
+            return _refusal(device, request, Status.DIVERGED, str(error))
+        update, residual = encode_update(
+            config.federation,
+            student,
+            base,
+            load_residual(records),
+            numpy_generator(config.run.seed, "rounding", *_position(request, device)),
+            {"round": request.round_index, "base-hash": request.model_hash},
         )
-    except DivergedError as error:
-        return _refusal(device, request, Status.DIVERGED, str(error))
-    update, residual = encode_update(
-        config.federation,
-        student,
-        base,
-        load_residual(records),
-        numpy_generator(config.run.seed, "rounding", *_position(request, device)),
-        {"round": request.round_index, "base-hash": request.model_hash},
-    )
-    save_residual(records, residual)
-    if is_paced(config) and device.pace is None:
-        save_pace(records, measured_pace(outcome))
-    coreset_size = len(outcome.coreset.indices)
-    kept = {"num-teacher-kept": outcome.training.num_kept} if config.training.teacher_views else {}
-    metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
-    return Reply(
-        partition_id=device.partition_id,
-        round_index=request.round_index,
-        update=update,
-        teacher_hash=request.teacher_hash,
-        metrics={
-            **metrics,
-            "select-seconds": outcome.select_seconds,
-            "num-scored": outcome.num_scored,
-            "num-teacher-scored": outcome.num_teacher_scored,
-            **kept,
-        },
-    )
+        save_residual(records, residual)
+        if is_paced(config) and device.pace is None:
+            save_pace(records, measured_pace(outcome))
+        coreset_size = len(outcome.coreset.indices)
+        kept = (
+            {"num-teacher-kept": outcome.training.num_kept} if config.training.teacher_views else {}
+        )
+        metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
+        return Reply(
+            partition_id=device.partition_id,
+            round_index=request.round_index,
+            update=update,
+            teacher_hash=request.teacher_hash,
+            metrics={
+                **metrics,
+                "select-seconds": outcome.select_seconds,
+                "num-scored": outcome.num_scored,
+                "num-teacher-scored": outcome.num_teacher_scored,
+                **kept,
+            },
+        )
 
 
 def _train_on_coresets(
@@ -236,19 +238,6 @@ def _train_on_coresets(
     if views is not None:
         save_teacher_views(records, outcome.coreset, views.to_keep())
     return outcome
-
-
-def _teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module | None:
-    """The frozen float teacher; a payload in the request is kept for the rounds to come."""
-    store = TeacherStore()
-    state = decode_state(request.teacher) if request.teacher else store.load(request.teacher_hash)
-    if state is None:
-        return None
-    if request.teacher and store.keep(state) != request.teacher_hash:
-        raise ValueError("the teacher's payload does not have the announced hash")
-    teacher = float_model(config, device)
-    load_state(teacher, state)
-    return fold_batch_norm(teacher)
 
 
 def _position(request: TrainRequest, device: Device) -> tuple[int, ...]:

@@ -30,6 +30,8 @@ from common.messages import REQUEST, QueryRequest
 
 State = dict[str, NDArray[np.float32]]
 
+TEACHER_FILE = "teacher.safetensors"
+
 KEPT_TEACHERS = 8
 """Teachers kept on disk; the least recently used ones beyond that are removed."""
 
@@ -46,9 +48,22 @@ class TeacherStore:
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or cache_dir()) / "teachers"
 
+    def version(self, teacher_hash: str) -> tuple[str, int, int, int] | None:
+        """Path, inode, size and time of change of the kept teacher; None when it is not here.
+
+        Counts as a use of the teacher.
+        """
+        path = self._folder(teacher_hash) / TEACHER_FILE
+        try:
+            status = path.stat()
+            os.utime(path.parent)
+        except OSError:
+            return None
+        return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
     def load(self, teacher_hash: str) -> State | None:
         """The kept teacher, or None when it is not here or damaged."""
-        path = self._folder(teacher_hash) / "teacher.safetensors"
+        path = self._folder(teacher_hash) / TEACHER_FILE
         try:
             state = load_file(path)
         except (OSError, SafetensorError):
@@ -61,7 +76,7 @@ class TeacherStore:
     def keep(self, state: State) -> str:
         """Keep a teacher; returns its hash."""
         teacher_hash = content_hash(state)
-        path = self._folder(teacher_hash) / "teacher.safetensors"
+        path = self._folder(teacher_hash) / TEACHER_FILE
         with replacing(path) as temporary:
             save_file(state, temporary)
         self._prune()

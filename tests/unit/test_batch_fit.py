@@ -94,3 +94,14 @@ def test_the_probe_leaves_batch_statistics_alone() -> None:
     kept_bytes_per_image(model, SHAPE)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
+
+
+def test_a_model_is_looked_at_once() -> None:
+    """An emulated fleet's devices train in one model: one pass, not one for each fit."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    first = kept_bytes_per_image(model, SHAPE)
+    assert kept_bytes_per_image(model, SHAPE) == first
+    assert len(passes) == 1
+    assert kept_bytes_per_image(model, (1, 8, 8)) > first

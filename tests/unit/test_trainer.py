@@ -319,6 +319,13 @@ class TestDivergence:
         with pytest.raises(DivergedError, match=f"{name} is not finite"):
             require_finite(model)
 
+    def test_large_entries_are_finite(self) -> None:
+        """The square of 1e30 is beyond float32, and so is the norm of the model."""
+        model = make_model()
+        with torch.no_grad():
+            model.state_dict()["fc.bias"][1] = 1e30
+        require_finite(model)
+
     def test_steps_stay_positive(self) -> None:
         """A learning rate of the steps that throws them below zero."""
         student = make_student(activation_bits=4)
