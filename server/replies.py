@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import numpy as np
 from flwr.app import Message
+from numpy.typing import NDArray
 
 from common.messages import NUM_EXAMPLES, Reply, Status
 from common.payloads.updates import BASE_HASH_KEY, FORMAT_KEY, Update, decode_update
@@ -243,11 +244,12 @@ def _check_origin(update: Update, expected: Expectation) -> None:
 def _check_values(update: Update, expected: Expectation) -> None:
     """Magnitudes that can be added and squared, steps > 0, variances >= 0."""
     is_delta = update.metadata[FORMAT_KEY] == "delta"
+    if not _are_weights(update.flat):
+        name = next(name for name, values in update.state.items() if not _are_weights(values))
+        raise _RefusedError(
+            RefusalKind.BAD_UPDATE, f"{name!r}: a value is beyond {MAX_MAGNITUDE:g}"
+        )
     for name, values in update.state.items():
-        if not (np.abs(values) <= MAX_MAGNITUDE).all():
-            raise _RefusedError(
-                RefusalKind.BAD_UPDATE, f"{name!r}: a value is beyond {MAX_MAGNITUDE:g}"
-            )
         is_step = name.endswith(STEP_SUFFIX)
         if not is_step and not name.endswith(RUNNING_VARIANCE):
             continue
@@ -260,3 +262,7 @@ def _check_values(update: Update, expected: Expectation) -> None:
                 RefusalKind.BAD_UPDATE,
                 f"{name!r}: {'a step must be > 0' if is_step else 'a variance must be >= 0'}",
             )
+
+
+def _are_weights(values: NDArray[np.float32]) -> bool:
+    return bool((np.abs(values) <= MAX_MAGNITUDE).all())

@@ -5,7 +5,7 @@ over the tensors takes a hundred.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from common.payloads.row_quantization import quantize_rows
+from common.payloads.wire_header import Row
 
 State = Mapping[str, NDArray[np.float32]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 Encoded = tuple[dict[str, str], dict[str, NDArray[Any]]]
 """Name of a tensor -> its encoding; name of a section -> its values (as in `payloads.wire`)."""
+
+SCALE = "scale"
+"""The section of all steps."""
 
 _LARGEST_HALF = np.float32(np.finfo(np.float16).max)
 
@@ -96,4 +100,33 @@ def channel_sections(
         flat, np.repeat(lengths, channels), bits, generator=generator, lost=lost
     )
     encodings = dict.fromkeys(views, f"codes-{bits}-per-channel")
-    return encodings, {f"codes-{bits}": codes, "scale": scale}
+    return encodings, {f"codes-{bits}": codes, SCALE: scale}
+
+
+def dequantize_sections(
+    rows: Sequence[Row], sections: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """The tensors of a payload as float32 in one new buffer, and the view of each in it.
+
+    Args:
+        rows: the payload's table, in whose order the views are; values lie section by section.
+        sections: name of a body section -> values [n] of its tensors, in the order of the table.
+    """
+    starts, end = {}, 0
+    flat = np.empty(
+        sum(values.size for name, values in sections.items() if name != SCALE), np.float32
+    )
+    for name, values in sections.items():
+        if name != SCALE:
+            starts[name], end = end, end + values.size
+            np.copyto(flat[starts[name] : end], values)
+    views, first_scale = {}, 0
+    for row in rows:
+        start = starts[row.section]
+        starts[row.section] = stop = start + math.prod(row.shape)
+        views[row.name] = view = flat[start:stop].reshape(row.shape)
+        if row.per_channel is not None:
+            scale = sections[SCALE][first_scale : first_scale + row.num_scales]
+            first_scale += row.num_scales
+            view *= scale.reshape((-1,) + (1,) * (view.ndim - 1)) if row.per_channel else scale[0]
+    return flat, views

@@ -16,8 +16,10 @@ Downlink formats, server to device: ``float32``, ``float16`` and ``int8``.
 The payload itself is that of common.payloads.wire, its format in the metadata under "format".
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from common.payloads.flat_tensors import (
     Shapes,
     State,
     channel_sections,
+    dequantize_sections,
     flat_copy,
     flat_views,
     half_sections,
@@ -178,6 +181,8 @@ class Update:
 
     state: dict[str, NDArray[np.float32]]
     """What `decode_state` returns."""
+    flat: NDArray[np.float32]
+    """All values of ``state``, of which its arrays are views."""
     metadata: Metadata
     """What was sent along, "format" included."""
 
@@ -226,14 +231,13 @@ def decode_update(
         WireError: a payload that is not as expected, by the name of the field or tensor; a delta
             without a base, against another base, or one that does not stay finite when added.
     """
-    tensors, metadata = wire.decode(payload, expected=expected_shapes, max_values=max_values)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    rows, sections, metadata = wire.decode_sections(
+        payload, expected=expected_shapes, max_values=max_values
+    )
     update_format = metadata.get(FORMAT_KEY)
     if update_format not in {*UPDATE_FORMATS, *DOWNLINK_FORMATS}:
         raise WireError(f"metadata {FORMAT_KEY!r}: unknown format {update_format!a:.80}")
-    flat, views = flat_views(shapes)
-    for name, tensor in tensors.items():
-        tensor.dequantize(out=views[name])
+    flat, views = dequantize_sections(rows, sections)
     if update_format == "delta":
         if base is None:
             raise WireError(f"metadata {FORMAT_KEY!r}: a delta, but there is no base to add it to")
@@ -243,9 +247,12 @@ def decode_update(
                 f"got {metadata.get(BASE_HASH_KEY)!a:.80}"
             )
         names = base if expected_shapes is None else expected_shapes
-        wire.check_shapes(shapes, {name: base[name].shape for name in names if name in base})
+        wire.check_shapes(
+            {row.name: row.shape for row in rows},
+            {name: base[name].shape for name in names if name in base},
+        )
         _add(base, flat, views)
-    return Update(state=views, metadata=metadata)
+    return Update(state=views, flat=flat, metadata=metadata)
 
 
 def _add(base: State, flat: NDArray[np.float32], views: Mapping[str, NDArray[np.float32]]) -> None:
@@ -266,8 +273,14 @@ def _encode_sections(
     metadata: Metadata,
 ) -> bytes:
     """A payload of the state's names and shapes, in its order; ``sections`` are in it, too."""
-    rows = [wire.checked_row(name, encodings[name], state[name].shape) for name in state]
+    rows = _checked_rows(tuple((name, encodings[name], state[name].shape) for name in state))
     return wire.encode_sections(rows, sections, _with_format(update_format, metadata))
+
+
+@lru_cache(maxsize=4)
+def _checked_rows(entries: tuple[tuple[str, str, tuple[int, ...]], ...]) -> tuple[wire.Row, ...]:
+    """The table of a payload; kept, since updates of one model have the same."""
+    return tuple(itertools.starmap(wire.checked_row, entries))
 
 
 def _with_format(update_format: str, metadata: Metadata) -> dict[str, str | int | float]:

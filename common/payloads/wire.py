@@ -50,6 +50,7 @@ __all__ = [
     "check_shapes",
     "checked_row",
     "decode",
+    "decode_sections",
     "encode",
     "encode_sections",
 ]
@@ -141,6 +142,30 @@ def decode(
     Raises:
         WireError: naming the field or tensor that is wrong. No bytes raise anything else.
     """
+    rows, sections, metadata = decode_sections(payload, expected=expected, max_values=max_values)
+    owners = _owners(rows)
+    readers = {
+        section: (part for _, part in _split(values, owners[section]))
+        for section, values in sections.items()
+    }
+    return {row.name: _read_tensor(row, readers) for row in rows}, metadata
+
+
+def decode_sections(
+    payload: bytes | bytearray | memoryview,
+    *,
+    expected: Mapping[str, tuple[int, ...]] | None = None,
+    max_values: int = DEFAULT_MAX_VALUES,
+) -> tuple[list[Row], dict[str, NDArray[Any]], Metadata]:
+    """`decode` to values that lie end to end, as `encode_sections` takes them.
+
+    Returns:
+        (the table, name of a body section -> values [n] of all tensors in it, metadata). All
+        sections are there, some without values.
+
+    Raises:
+        WireError: see `decode`.
+    """
     header, body = _open(memoryview(payload).cast("B"))
     rows, metadata = decode_header(header)
     if expected is not None:
@@ -150,12 +175,12 @@ def decode(
         raise WireError(f"header: claims {claimed} values, at most {max_values} are accepted")
     owners = _owners(rows)
     _check_body_size(owners, len(body))
-    readers = {}
+    sections = {}
     for section, counts in owners.items():
         size = _section_bytes(section, counts)
-        readers[section] = _read_section(section, body[:size], counts, rows)
+        sections[section] = _read_section(section, body[:size], counts, rows)
         body = body[size:]
-    return {row.name: _read_tensor(row, readers) for row in rows}, metadata
+    return rows, sections, metadata
 
 
 def check_shapes(
@@ -230,8 +255,8 @@ def _write_section(section: str, values: NDArray[Any], rows: Sequence[Row]) -> m
 
 def _read_section(
     section: str, data: memoryview, owners: Sequence[tuple[str, int]], rows: Sequence[Row]
-) -> Iterator[NDArray[Any]]:
-    """Checks one section and yields the flat values of each owner."""
+) -> NDArray[Any]:
+    """The checked values [n] of one section."""
     bits = _SECTION_BITS[section]
     if bits > 8:
         little_endian = np.frombuffer(data, f"<f{bits // 8}")
@@ -242,7 +267,7 @@ def _read_section(
         values = bitpack.unpack(packed, bits, sum(count for _, count in owners))
         values -= np.uint8(1 << (bits - 1))  # back to signed codes, modulo 256
         values = values.view(np.int8)
-    return (part for _, part in _split(values, owners))
+    return values
 
 
 def _split(

@@ -9,6 +9,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 MAX_HEADER_BYTES = 1 << 20
@@ -84,8 +85,14 @@ def encode_header(rows: Sequence[Row], metadata: Mapping[str, str | int | float]
             ``MAX_HEADER_BYTES``.
     """
     _check_metadata(metadata)
-    table = {"metadata": dict(metadata), "tensors": rows}
-    header = json.dumps(table, separators=(",", ":"))
+    return _encode(tuple(rows), json.dumps(dict(metadata), separators=(",", ":")))
+
+
+# Headers are kept: all updates of a round say the same of their tensors, where many are made (by
+# emulated devices) and where they are read.
+@lru_cache(maxsize=4)
+def _encode(rows: tuple[Row, ...], metadata: str) -> bytes:
+    header = f'{{"metadata":{metadata},"tensors":{json.dumps(rows, separators=(",", ":"))}}}'
     if len(header) > MAX_HEADER_BYTES:
         raise WireError(f"header must be at most {MAX_HEADER_BYTES} bytes, got {len(header)}")
     return zlib.compress(header.encode("ascii"), 9)
@@ -97,6 +104,12 @@ def decode_header(compressed: bytes | memoryview) -> tuple[list[Row], Metadata]:
     Raises:
         WireError: anything else; the message names the field.
     """
+    rows, metadata = _decode(bytes(compressed))
+    return list(rows), dict(metadata)
+
+
+@lru_cache(maxsize=2)
+def _decode(compressed: bytes) -> tuple[tuple[Row, ...], Metadata]:
     header = _load_json(_decompress(compressed))
     if not isinstance(header, dict) or header.keys() != {"metadata", "tensors"}:
         raise WireError("header: must hold exactly 'metadata' and 'tensors'")
@@ -112,7 +125,7 @@ def decode_header(compressed: bytes | memoryview) -> tuple[list[Row], Metadata]:
         if row.name in rows:
             raise WireError(f"tensor {row.name!r}: named twice")
         rows[row.name] = row
-    return list(rows.values()), metadata
+    return tuple(rows.values()), metadata
 
 
 def _decompress(compressed: bytes | memoryview) -> bytes:
