@@ -185,3 +185,10 @@ class TestMessageBytes:
         assert message_bytes(message(record)) == flowers()
         record.config_records["a"]["x"] = bytes(1000)
         assert message_bytes(message(record)) == flowers()
+        del record["b"]
+        assert message_bytes(message(record)) == flowers()
+        record["metrics \u00e9"] = MetricRecord({"loss": 0.5})
+        assert message_bytes(message(record)) == flowers()
+        record["c"] = ConfigRecord({"x": bytes(1000)})
+        assert message_bytes(message(record)) == flowers()
+        assert message_bytes(message(RecordDict())) == len(RecordDict().deflate())
