@@ -75,9 +75,9 @@ def frozen_teacher(config: Config, device: Device, request: TrainRequest) -> nn.
             raise ValueError("the teacher's payload does not have the announced hash")
     if state is None:
         return None
-    with working_model(float_model, config, device) as model:
-        load_state(model, state)
-        teacher = fold_batch_norm(model)
+    model = float_model(config, device)  # a new one, gone in a moment: a device has little memory
+    load_state(model, state)
+    teacher = fold_batch_norm(model)
     _teacher.clear()
     _teacher[store.version(teacher_hash), *what] = teacher
     return teacher
