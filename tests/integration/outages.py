@@ -2,8 +2,8 @@
 
 One federation for each. SuperLink, ServerApp and two SuperNodes are processes that talk over TLS
 with node authentication; what the devices send passes a forwarder that stands for the network. Each
-fault is injected while the devices train in the second quantized round; the devices are never
-touched. Prints what happened.
+fault is injected while the devices train in the second quantized round; nobody helps the devices
+afterwards. Prints what happened.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.settings import Scalar
 from server.cli import main as operate
 from server.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
@@ -40,40 +42,76 @@ SETTINGS = {
 }
 RUN_SECONDS = 1800
 RESTARTS = 3
+ROUND_SECONDS = 240.0
+"""How long a round waits where a device stalls: longer than the other device takes."""
 
 
-def serverapp_killed(fleet: Fleet, network: Forwarder, seconds: float) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Where a fault is injected."""
+
+    fleet: Fleet
+    network: Forwarder
+    """Between the devices and the SuperLink."""
+    clientapp: int
+    """The process of a device that trains."""
+
+
+def serverapp_killed(scene: Scene, seconds: float) -> None:
     """SIGKILL to the process of the ServerApp."""
-    for pid in fleet.pids("flwr-serverapp"):
+    for pid in scene.fleet.pids("flwr-serverapp"):
         os.kill(pid, signal.SIGKILL)
 
 
-def superlink_killed(fleet: Fleet, network: Forwarder, seconds: float) -> None:
+def superlink_killed(scene: Scene, seconds: float) -> None:
     """SIGKILL to the SuperLink, which is started again after so many seconds."""
-    fleet.processes["superlink"].kill()
-    fleet.processes["superlink"].wait()
+    scene.fleet.processes["superlink"].kill()
+    scene.fleet.processes["superlink"].wait()
     time.sleep(seconds)
-    fleet.start_superlink_alone()
+    scene.fleet.start_superlink_alone()
 
 
-def network_cut(fleet: Fleet, network: Forwarder, seconds: float) -> None:
+def network_cut(scene: Scene, seconds: float) -> None:
     """Nothing passes between devices and SuperLink for so many seconds."""
-    network.cut()
+    scene.network.cut()
     time.sleep(seconds)
-    network.mend()
+    scene.network.mend()
 
 
-FAULTS: dict[str, tuple[Callable[[Fleet, Forwarder, float], None], float]] = {
-    "serverapp-killed": (serverapp_killed, 0.0),
-    "superlink-killed": (superlink_killed, 5.0),
-    "superlink-away": (superlink_killed, 90.0),
-    "network-cut": (network_cut, 60.0),
+def device_stalled(scene: Scene, seconds: float) -> None:
+    """One ClientApp stands still for so many seconds (SIGSTOP), goes on, and answers late."""
+    os.kill(scene.clientapp, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(scene.clientapp, signal.SIGCONT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What is done to a federation, and how that federation is set up."""
+
+    inject: Callable[[Scene, float], None]
+    seconds: float = 0.0
+    """How long it lasts."""
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    """Beyond `SETTINGS`."""
+
+
+FAULTS = {
+    "serverapp-killed": Fault(inject=serverapp_killed),
+    "superlink-killed": Fault(inject=superlink_killed, seconds=5.0),
+    "superlink-away": Fault(inject=superlink_killed, seconds=90.0),
+    "network-cut": Fault(inject=network_cut, seconds=60.0),
+    "device-stalled": Fault(
+        inject=device_stalled,
+        seconds=ROUND_SECONDS + 10.0,
+        settings={"federation.round-timeout": ROUND_SECONDS, "federation.min-devices": 1},
+    ),
 }
 
 
 def run_with(fault: str, folder: Path) -> dict[str, Any]:
     """One federation with one fault; what came of it."""
-    inject, seconds = FAULTS[fault]
+    injected = FAULTS[fault]
     keys = KeyFolder(root=folder / "secrets")
     create_fleet_keys(keys, ["localhost", "127.0.0.1"], DEVICES)
     superlink_port, device_port = free_ports(2)
@@ -87,24 +125,28 @@ def run_with(fault: str, folder: Path) -> dict[str, Any]:
             )
             for index, name in enumerate(DEVICES):
                 fleet.start_supernode(name, index, address=f"127.0.0.1:{device_port}")
-            run = start_run(fleet, run_folder)
+            run = start_run(fleet, run_folder, injected.settings)
             wait_until(
                 lambda: quantized_rounds(run_folder) or run.poll() is not None,
                 "the first quantized round",
                 RUN_SECONDS,
             )
             before = set(fleet.pids("flwr-clientapp"))
+
+            def training() -> set[int]:
+                return set(fleet.pids("flwr-clientapp")) - before
+
             wait_until(
-                lambda: set(fleet.pids("flwr-clientapp")) - before or run.poll() is not None,
-                "the next round trains",
-                RUN_SECONDS,
+                lambda: training() or run.poll() is not None, "the next round trains", RUN_SECONDS
             )
+            assert run.poll() is None, fleet.log("run")[-3000:]
+            scene = Scene(fleet=fleet, network=network, clientapp=min(training()))
             started = time.monotonic()
-            inject(fleet, network, seconds)
+            injected.inject(scene, injected.seconds)
             code = run.wait(RUN_SECONDS)
             return {
                 "fault": fault,
-                "seconds of outage": seconds,
+                "seconds of outage": injected.seconds,
                 "exit code": code,
                 "seconds from the fault to the end": round(time.monotonic() - started),
                 **told(fleet.log("run"), run_folder),
@@ -116,9 +158,11 @@ def run_with(fault: str, folder: Path) -> dict[str, Any]:
         fleet.end()
 
 
-def start_run(fleet: Fleet, run_folder: Path) -> subprocess.Popen[bytes]:
+def start_run(
+    fleet: Fleet, run_folder: Path, settings: Mapping[str, Scalar]
+) -> subprocess.Popen[bytes]:
     """The operator's command, as in docs/cluster.md."""
-    settings = {**SETTINGS, "run.resume": run_folder}
+    settings = {**SETTINGS, **settings, "run.resume": str(run_folder)}
     return fleet.start(
         "run",
         *(sys.executable, "-m", "server", "run", "--app", str(ROOT)),
@@ -151,6 +195,7 @@ def told(log: str, run_folder: Path) -> dict[str, Any]:
         "continued": [text for text in messages if text.startswith("going on after")],
         "replies by round": [
             f"{line['stage']} {line['round']}: {line['num_accepted']}/{line['num_asked']}"
+            f" in {line['round_seconds']:.1f} s"
             for line in rounds_of(run_folder)
         ],
         "failed replies": [
