@@ -13,6 +13,7 @@ from tests.unit.grid_files import GRID, make_grid
 SHIPPED = [
     "bits",
     "correction",
+    "mobilenetv2",
     "paper-cifar100",
     "paper-imagenet",
     "renewal",
