@@ -26,30 +26,36 @@ from common.messages import QueryRequest, Stage
 from common.models import create_model, load_state
 from common.payloads.updates import encode_float
 from common.seeding import torch_generator
-from server.aggregation import State
-from server.courier import Courier, Traffic
-from server.evaluation import Evaluation
-from server.global_model import GlobalModel
-from server.guarded_grid import GuardedGrid
-from server.mixed_model import quantized_model
-from server.plots import plot_curves
-from server.privacy_accountant import PrivacyAccountant
-from server.recorder import (
+from server.checkpoints.resumption import Checkpoints, Harness
+from server.exchange.courier import Courier, Traffic
+from server.exchange.guarded_grid import GuardedGrid
+from server.exchange.registry import DeviceRegistry
+from server.model.aggregation import State
+from server.model.evaluation import Evaluation
+from server.model.global_model import GlobalModel
+from server.model.mixed_model import quantized_model
+from server.records.plots import plot_curves
+from server.records.recorder import (
     Annotate,
     Recorder,
     check_run_folder,
     default_run_folder,
     no_annotation,
 )
-from server.registry import DeviceRegistry
-from server.reporting import EventReporter, Reporter, log_reply, logged_failure, quiet_flower
-from server.resumption import Checkpoints, Harness
-from server.rounds import Session
-from server.split_plot import plot_split
-from server.stages import calibrate, copied_state, train_quantized, warm_up
-from server.strategy import check_mixed_bits, required_replies
-from server.summary import RunFacts, summarise
-from server.tensorboard_log import TensorBoardLog
+from server.records.reporting import (
+    EventReporter,
+    Reporter,
+    log_reply,
+    logged_failure,
+    quiet_flower,
+)
+from server.records.split_plot import plot_split
+from server.records.summary import RunFacts, summarise
+from server.records.tensorboard_log import TensorBoardLog
+from server.rounds.stages import calibrate, copied_state, train_quantized, warm_up
+from server.rounds.synchronous import Session
+from server.strategies.flower import check_mixed_bits, required_replies
+from server.strategies.privacy_accountant import PrivacyAccountant
 
 app = ServerApp()
 

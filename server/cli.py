@@ -14,17 +14,17 @@ from pathlib import Path
 
 from common.arguments import add_settings_argument
 from common.errors import UserError
-from server.control import ControlClient
-from server.enrolment import register_devices, revoke_device, rotate_device
-from server.keys import (
+from server.deployment.control import ControlClient
+from server.deployment.enrolment import register_devices, revoke_device, rotate_device
+from server.deployment.keys import (
     KeyFolder,
     certificate_notice,
     create_device_keys,
     create_fleet_keys,
     renew_server_certificate,
 )
-from server.launch import run_settings, run_to_end
-from server.watch import add_watch_command
+from server.deployment.launch import run_settings, run_to_end
+from server.deployment.watch import add_watch_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

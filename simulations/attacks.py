@@ -23,7 +23,7 @@ from common.payloads.updates import (
     encode_float,
 )
 from common.seeding import numpy_generator
-from server.aggregation import State, keep_valid
+from server.model.aggregation import State, keep_valid
 
 
 class HostileClientApp(ClientApp):

@@ -24,7 +24,7 @@ STAGE_NAMES = {
 
 
 class ConsoleReporter(LiveLines):
-    """A reporter (see `server.reporting.Reporter`) for people; a context manager.
+    """A reporter (see `server.records.reporting.Reporter`) for people; a context manager.
 
     On a terminal the current round is shown live below the lines of the rounds that are over;
     elsewhere there are only the lines.

@@ -20,8 +20,8 @@ from flwr.serverapp import Grid
 from common.config import Config
 from common.errors import UserError
 from common.messages import REQUEST, Stage
-from server.grid_view import GridView
-from server.summary import UNFINISHED_DEVICES
+from server.exchange.grid_view import GridView
+from server.records.summary import UNFINISHED_DEVICES
 from simulations.clock import VirtualClock
 from simulations.emulation import Attempt, Emulation, Fate, doomed, settle_attempts
 from simulations.fleet_costs import FleetCosts, message_sizes
@@ -170,7 +170,7 @@ class FleetGrid(GridView):
         ]
 
     def annotate(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Virtual figures of a recorded line (a `server.recorder.Annotate`)."""
+        """Virtual figures of a recorded line (a `server.records.recorder.Annotate`)."""
         if line["kind"] == "device":
             return self.ledger.of_device(line)
         if line["kind"] == "round":
@@ -181,7 +181,7 @@ class FleetGrid(GridView):
         return self.ledger.of_summary()
 
     def state(self) -> dict[str, Any]:
-        """What the rounds to come depend on, between two rounds (a `server.resumption.Harness`)."""
+        """What the rounds to come depend on (a `server.checkpoints.resumption.Harness`)."""
         return {
             "fleet": self.emulation.fleet.fingerprint,
             "num_samples": list(self.costs.num_samples.items()),

@@ -15,7 +15,7 @@ from common.atomic_file import replacing
 from common.devices import JOULES_PER_WH
 from common.extras import import_extra
 from common.messages import Stage
-from server.summary import of_stage
+from server.records.summary import of_stage
 
 Line = Mapping[str, Any]
 

@@ -15,8 +15,8 @@ from common.data.partition import configured_split
 from common.devices import DeviceProfile, training_seconds
 from common.errors import UserError
 from server.app import run_federation
-from server.reporting import Reporter
-from server.resumption import device_folder
+from server.checkpoints.resumption import device_folder
+from server.records.reporting import Reporter
 from simulations.clock import VirtualClock
 from simulations.emulation import Emulation
 from simulations.fleet import DeviceFleet

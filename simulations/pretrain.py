@@ -24,8 +24,8 @@ from common.errors import UserError
 from common.models import create_model, model_state
 from common.seeding import torch_generator
 from common.settings import Scalar
-from server.evaluation import torch_threads
-from server.summary import versions
+from server.model.evaluation import torch_threads
+from server.records.summary import versions
 from simulations.paper.cell import top1
 
 DEFAULTS: Mapping[str, Scalar] = {

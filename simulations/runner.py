@@ -12,8 +12,8 @@ from typing import Any
 from common.config import ASYNCHRONOUS
 from common.errors import UserError
 from common.settings import Scalar
-from server.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
-from server.resumption import device_folder
+from server.checkpoints.resumption import device_folder
+from server.records.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
 from simulations.console import ConsoleReporter
 from simulations.engine import LocalGrid
 from simulations.fleet import DeviceFleet, check_fleet, fit_scenario, load_fleet

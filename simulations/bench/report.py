@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import UserError
-from server.summary import versions
+from server.records.summary import versions
 from simulations.bench.rows import Figure, Row
 from simulations.bench.sizes import SEED
 

@@ -14,7 +14,7 @@ from common.config import Config
 from common.errors import UserError
 from common.messages import Stage
 from common.settings import Scalar
-from server.recorder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from server.records.recorder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 from simulations.scenario import flatten_settings
 
 Line = Mapping[str, Any]

@@ -27,8 +27,8 @@ from common.inference import predict_logits
 from common.models import create_model, load_state
 from common.qat import prepare
 from common.seeding import torch_generator
-from server.evaluation import torch_threads
-from server.summary import versions
+from server.model.evaluation import torch_threads
+from server.records.summary import versions
 from simulations.paper.results import CellResult
 
 PARTITION = 0

@@ -21,8 +21,8 @@ from common.devices import DeviceProfile, task_cost, task_joules
 from common.errors import UserError
 from common.messages import Stage
 from common.seeding import numpy_generator
-from server.courier import POLL_SECONDS
-from server.strategy import required_replies
+from server.exchange.courier import POLL_SECONDS
+from server.strategies.flower import required_replies
 from simulations.emulation import Attempt, Emulation, require_possible
 from simulations.fleet import check_fleet
 from simulations.planner.kept_views import KeptViews
@@ -149,7 +149,7 @@ class FleetPlan:
             waited += min(POLL_SECONDS, timeout)
 
     def _sample(self, available: NDArray[np.int64], round_index: int) -> NDArray[np.int64]:
-        """As `server.registry.DeviceRegistry.sample` draws devices."""
+        """As `server.exchange.registry.DeviceRegistry.sample` draws devices."""
         config = self.config
         fraction = min(1.0, config.federation.fraction * config.fleet.over_selection)
         size = min(len(available), max(self._required, round(fraction * len(available))))

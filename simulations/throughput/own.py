@@ -14,14 +14,14 @@ from common.data.datasets import load_dataset
 from common.messages import Stage
 from common.models import create_model
 from common.seeding import torch_generator
-from server.courier import Courier
-from server.global_model import GlobalModel
-from server.recorder import Recorder
-from server.registry import DeviceRegistry
-from server.reporting import quiet_flower
-from server.resumption import Checkpoints
-from server.rounds import Session, run_stage
-from server.stages import copied_state, float_strategy
+from server.checkpoints.resumption import Checkpoints
+from server.exchange.courier import Courier
+from server.exchange.registry import DeviceRegistry
+from server.model.global_model import GlobalModel
+from server.records.recorder import Recorder
+from server.records.reporting import quiet_flower
+from server.rounds.stages import copied_state, float_strategy
+from server.rounds.synchronous import Session, run_stage
 from simulations.engine import LocalGrid
 from simulations.runner import CLIENT_APP
 from simulations.throughput.task import Timing, task_config

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.extras import import_extra
-from server.summary import versions
+from server.records.summary import versions
 from simulations.runner import PROJECT_FOLDER
 from simulations.throughput.process_tree import tree_bytes
 from simulations.throughput.task import Timing

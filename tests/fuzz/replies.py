@@ -35,12 +35,12 @@ from common.config import StrategyConfig
 from common.messages import METRICS, PAYLOADS, REPLY, Reply, Stage, TrainRequest
 from common.payloads.updates import Metadata, encode_codes, encode_delta, encode_float, encode_int8
 from common.payloads.wire_tensors import Codes
-from server.model_forms import to_record, to_state
-from server.packed_updates import PackedUpdates, StagePlan
-from server.registry import RegisteredDevice, SampledGrid
-from server.replies import MAX_MAGNITUDE
-from server.reporting import quiet_flower
-from server.strategy import make_strategy
+from server.exchange.registry import RegisteredDevice, SampledGrid
+from server.exchange.replies import MAX_MAGNITUDE
+from server.model.forms import to_record, to_state
+from server.records.reporting import quiet_flower
+from server.strategies.flower import make_strategy
+from server.strategies.packed_updates import PackedUpdates, StagePlan
 from tests.unit.fake_grid import FakeGrid, node_id_of
 
 HOSTILE, HONEST = 10, 2

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from common.data.datasets import load_dataset
 from common.payloads.packed_model import load_packed_model
-from server.evaluation import evaluate
+from server.model.evaluation import evaluate
 from tests.golden.test_resume import assert_equal_runs, run_here, run_until_killed, sha256
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.keys import KeyFolder
+from server.deployment.keys import KeyFolder
 from tests.conftest import ROOT
 from tests.waiting import PATIENCE_SECONDS, wait_until
 

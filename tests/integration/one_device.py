@@ -10,7 +10,7 @@ from typing import Any
 
 from common.settings import Scalar
 from server.cli import main as operate
-from server.keys import KeyFolder, create_fleet_keys
+from server.deployment.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
 from tests.integration.deployment import Fleet, free_ports
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.cli import main
-from server.keys import KeyFolder, create_device_keys, create_fleet_keys
+from server.deployment.keys import KeyFolder, create_device_keys, create_fleet_keys
 from tests.conftest import ROOT
 from tests.integration.deployment import NGINX, Fleet, free_ports
 from tests.waiting import PATIENCE_SECONDS, wait_until

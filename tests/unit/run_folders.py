@@ -7,7 +7,7 @@ from typing import Any
 
 from common.config import Config
 from common.settings import Scalar
-from server.recorder import config_yaml
+from server.records.recorder import config_yaml
 
 SUMMARY: dict[str, Any] = {
     "num_rounds": 4,

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.messages import Reply
-from server.aggregation import (
+from server.model.aggregation import (
     Ratio,
     average_states,
     evaluation_metrics,

@@ -16,14 +16,14 @@ from common.config import Config
 from common.errors import UserError
 from common.messages import Reply, Stage, Status, TrainRequest, message_bytes
 from common.payloads.updates import Metadata, decode_state, encode_delta, encode_float
-from server.aggregation import State
-from server.asynchronous import run_asynchronous_stage
-from server.courier import Courier
-from server.packed_updates import StagePlan
-from server.recorder import Recorder
-from server.registry import DeviceRegistry
-from server.resumption import Checkpoints
-from server.rounds import Session
+from server.checkpoints.resumption import Checkpoints
+from server.exchange.courier import Courier
+from server.exchange.registry import DeviceRegistry
+from server.model.aggregation import State
+from server.records.recorder import Recorder
+from server.rounds.asynchronous import run_asynchronous_stage
+from server.rounds.synchronous import Session
+from server.strategies.packed_updates import StagePlan
 from simulations.clock import VirtualClock
 from tests.unit.fake_grid import FakeGrid, is_query, query_reply
 from tests.unit.test_server_app import SilentReporter

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from common.config import QuantizationConfig
 from common.models import create_model, model_state
 from common.qat import prepare
-from server.aggregation import State
-from server.bit_entries import SMALLEST_ERROR, BitEntries, relative_error
+from server.model.aggregation import State
+from server.model.bit_entries import SMALLEST_ERROR, BitEntries, relative_error
 
 WEIGHT, STEP = "conv.weight", "conv.weight_quantizer.step"
 STEP_2, STEP_4 = "conv.weight_quantizer.2bit.step", "conv.weight_quantizer.4bit.step"

@@ -40,7 +40,7 @@ from client.memory import (
 from client.node import NodeSettings
 from client.workload import forward_flops
 from common.errors import UserError
-from server.keys import KeyFolder, create_fleet_keys
+from server.deployment.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
 from tests.unit.image_files import write_tree
 

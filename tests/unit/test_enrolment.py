@@ -6,9 +6,9 @@ from typing import cast
 import pytest
 
 from common.errors import UserError
-from server.control import ControlClient
-from server.enrolment import register_devices, revoke_device, rotate_device
-from server.keys import KeyFolder, create_device_keys
+from server.deployment.control import ControlClient
+from server.deployment.enrolment import register_devices, revoke_device, rotate_device
+from server.deployment.keys import KeyFolder, create_device_keys
 
 
 class FakeSuperLink:

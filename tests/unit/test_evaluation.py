@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from server.evaluation import evaluate, torch_threads
+from server.model.evaluation import evaluate, torch_threads
 
 
 class FirstPixels(nn.Module):

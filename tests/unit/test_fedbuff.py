@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from server.aggregation import State, average_states
-from server.fedbuff import UpdateBuffer, staleness_weight
+from server.model.aggregation import State, average_states
+from server.strategies.fedbuff import UpdateBuffer, staleness_weight
 
 STEP, VARIANCE = "conv.weight_quantizer.step", "bn.running_var"
 

@@ -12,8 +12,8 @@ from common.config import Config
 from common.devices import Availability, DeviceProfile
 from common.errors import UserError
 from common.messages import Reply, Stage, TrainRequest, message_bytes
-from server.courier import Courier
-from server.registry import DeviceRegistry
+from server.exchange.courier import Courier
+from server.exchange.registry import DeviceRegistry
 from simulations.clock import VirtualClock
 from simulations.emulation import Emulation
 from simulations.fleet import DeviceFleet, FleetClass

@@ -14,9 +14,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.run import Run
 from flwr.superlink.grid import HttpGrid
 
-from server import guarded_grid
-from server.courier import Courier
-from server.guarded_grid import GuardedGrid
+from server.exchange import guarded_grid
+from server.exchange.courier import Courier
+from server.exchange.guarded_grid import GuardedGrid
 from tests.unit.fake_grid import identify_as_server
 
 METRIC_WITHOUT_VALUE = b"\n\x03\n\x01m"

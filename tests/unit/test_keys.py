@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import UserError
 from server.cli import main
-from server.keys import (
+from server.deployment.keys import (
     KeyFolder,
     certificate_notice,
     create_fleet_keys,

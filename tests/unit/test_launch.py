@@ -8,8 +8,8 @@ import pytest
 
 from common.errors import UserError
 from common.settings import Scalar
-from server.control import ControlClient
-from server.launch import run_settings, run_to_end
+from server.deployment.control import ControlClient
+from server.deployment.launch import run_settings, run_to_end
 
 
 def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_exit_code_is_the_runs_end(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("server.launch.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("server.deployment.launch.POLL_SECONDS", 0.0)
     superlink = FakeSuperLink("pending", "away", "running", "away", last)
     assert run_to_end(cast(ControlClient, superlink), Path(), {}) == code
     assert superlink.num_logs == 2
@@ -97,7 +97,7 @@ def test_the_exit_code_is_the_runs_end(
 def test_a_failed_run_is_started_again(
     statuses: list[str], restarts: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.launch.RESTART_SECONDS", 0.0)
+    monkeypatch.setattr("server.deployment.launch.RESTART_SECONDS", 0.0)
     superlink = FakeSuperLink(*(f"finished:{status}" for status in statuses))
     settings = {"run.resume": "/runs/a"}
     client = cast(ControlClient, superlink)
@@ -114,7 +114,7 @@ def test_restarts_need_a_folder_to_go_on_in() -> None:
 
 
 def test_a_superlink_that_stays_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.launch.POLL_SECONDS", 0.0)
-    monkeypatch.setattr("server.launch.OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr("server.deployment.launch.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("server.deployment.launch.OUTAGE_SECONDS", 0.0)
     with pytest.raises(UserError, match="is away"):
         run_to_end(cast(ControlClient, FakeSuperLink("away")), Path(), {})

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from common.config import Config
 from common.data.datasets import Dataset, ImageSet
-from server.global_model import GlobalModel
-from server.mixed_model import MixedModel, quantized_model
-from server.stages import copied_state
+from server.model.global_model import GlobalModel
+from server.model.mixed_model import MixedModel, quantized_model
+from server.rounds.stages import copied_state
 
 
 class ThreeLayers(nn.Module):

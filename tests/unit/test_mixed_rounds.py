@@ -14,13 +14,13 @@ from common.config import Config, StrategyConfig
 from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, TrainRequest
 from common.payloads.updates import decode_state, encode_delta, encode_float
-from server.aggregation import State
-from server.bit_entries import BitEntries
-from server.model_forms import payload_hash, to_record, to_state
-from server.packed_updates import PackedUpdates, StagePlan
-from server.registry import RegisteredDevice, SampledGrid
-from server.replies import RefusalKind
-from server.strategy import check_mixed_bits, make_strategy
+from server.exchange.registry import RegisteredDevice, SampledGrid
+from server.exchange.replies import RefusalKind
+from server.model.aggregation import State
+from server.model.bit_entries import BitEntries
+from server.model.forms import payload_hash, to_record, to_state
+from server.strategies.flower import check_mixed_bits, make_strategy
+from server.strategies.packed_updates import PackedUpdates, StagePlan
 from tests.unit.fake_grid import FakeGrid, node_id_of
 
 WEIGHT, STEP = "conv.weight", "conv.weight_quantizer.step"

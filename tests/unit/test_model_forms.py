@@ -1,4 +1,4 @@
-"""Tests of server.model_forms."""
+"""Tests of server.model.forms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.payloads.updates import decode_state
-from server.model_forms import from_chunks, pack_model, payload_hash, to_chunks
+from server.model.forms import from_chunks, pack_model, payload_hash, to_chunks
 
 STATE = {
     "weight": np.array([[1.0, -2.0]], np.float32),
@@ -22,7 +22,7 @@ def test_pieces_of_any_size_hold_the_same_state(
     monkeypatch: pytest.MonkeyPatch, chunk_values: int
 ) -> None:
     """Five values in pieces of 1, 3, 5 or more: 5, 2, 1 and 1 arrays."""
-    monkeypatch.setattr("server.model_forms.CHUNK_VALUES", chunk_values)
+    monkeypatch.setattr("server.model.forms.CHUNK_VALUES", chunk_values)
     shapes = {name: values.shape for name, values in STATE.items()}
     chunks = to_chunks(STATE, list(shapes))
     assert len(chunks) == math.ceil(5 / chunk_values)

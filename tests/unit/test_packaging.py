@@ -36,7 +36,10 @@ def test_the_bundle_holds_both_apps_and_no_more(tmp_path: Path) -> None:
     bundle.write_bytes(build_fab_from_disk(ROOT))
     assert bundle.stat().st_size < 1024 * 1024
     names = set(zipfile.ZipFile(bundle).namelist())
-    assert {"pyproject.toml", "client/app.py", "server/app.py", "common/config/whole.py"} <= names
+    modules = (
+        path for top in ("client", "common", "server") for path in (ROOT / top).rglob("*.py")
+    )
+    assert {"pyproject.toml", *(str(path.relative_to(ROOT)) for path in modules)} <= names
     packages = {name.split("/")[0] for name in names if "/" in name}
     assert packages <= {"client", "common", "server", ".info"}
     components = get_fab_config(bundle)["tool"]["flwr"]["app"]["components"]

@@ -16,15 +16,15 @@ from common.errors import UserError
 from common.messages import Reply, Stage, Status
 from common.payloads.updates import encode_float
 from server.app import run_federation
-from server.model_forms import to_record, to_state
-from server.packed_updates import PackedUpdates
-from server.privacy import GaussianMechanism, noise_generator, sampling_seed
-from server.privacy_accountant import PrivacyAccountant
-from server.registry import RegisteredDevice
-from server.strategy import make_strategy
+from server.exchange.registry import RegisteredDevice
+from server.model.forms import to_record, to_state
+from server.strategies.flower import make_strategy
+from server.strategies.packed_updates import PackedUpdates
+from server.strategies.privacy import GaussianMechanism, noise_generator, sampling_seed
+from server.strategies.privacy_accountant import PrivacyAccountant
 from tests.unit.fake_grid import FakeGrid
 from tests.unit.test_server_app import SilentReporter, answer
-from tests.unit.test_strategy import STEP, VARIANCE, WEIGHT, State, plan, state, view_of
+from tests.unit.test_strategies_flower import STEP, VARIANCE, WEIGHT, State, plan, state, view_of
 
 CENTRAL: dict[str, Any] = {"privacy.mechanism": "central"}
 

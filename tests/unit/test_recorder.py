@@ -14,11 +14,17 @@ import yaml
 from common.config import Config
 from common.errors import UserError
 from common.messages import Stage
-from server.courier import Traffic
-from server.evaluation import Evaluation
-from server.plots import plot_curves
-from server.recorder import Recorder, check_run_folder, config_yaml, default_run_folder, to_json
-from server.summary import RunFacts, summarise
+from server.exchange.courier import Traffic
+from server.model.evaluation import Evaluation
+from server.records.plots import plot_curves
+from server.records.recorder import (
+    Recorder,
+    check_run_folder,
+    config_yaml,
+    default_run_folder,
+    to_json,
+)
+from server.records.summary import RunFacts, summarise
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from common.errors import UserError
 from common.messages import Reply, Status
-from server.courier import Courier
-from server.registry import DeviceRegistry, SampledGrid
+from server.exchange.courier import Courier
+from server.exchange.registry import DeviceRegistry, SampledGrid
 from simulations.clock import VirtualClock
 from tests.unit.fake_grid import Answer, FakeGrid, node_id_of, query_reply
 

@@ -23,9 +23,9 @@ from flwr.proto.run_pb2 import Run, RunStatus
 from rich.console import Console
 
 from common.errors import UserError
-from server import remote_run
-from server.keys import KeyFolder, create_fleet_keys
-from server.remote_run import RemoteRun
+from server.deployment import remote_run
+from server.deployment.keys import KeyFolder, create_fleet_keys
+from server.deployment.remote_run import RemoteRun
 
 TIME = "2026-01-01T00:00:00.000Z"
 
@@ -128,7 +128,7 @@ def test_the_newest_run_is_followed_and_its_successor(
         waits.append(seconds)
         superlink.add("running", round_ended(2))
 
-    monkeypatch.setattr("server.remote_run.time.sleep", start_again)
+    monkeypatch.setattr("server.deployment.remote_run.time.sleep", start_again)
     run = RemoteRun("https://host:8000", Path("ca"))
     run.follow()
     assert [line["round"] for line in run.view.rounds] == [1, 2]

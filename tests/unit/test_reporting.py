@@ -14,7 +14,7 @@ from common.config import Config
 from common.errors import UserError
 from common.events import EventFile
 from common.messages import Stage
-from server.reporting import (
+from server.records.reporting import (
     EventReporter,
     log_reply,
     logged_failure,

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from server.run_view import RunView
+from server.deployment.run_view import RunView
 
 
 def device_line(

@@ -6,7 +6,7 @@ import pytest
 
 from common.config import Config
 from common.errors import UserError
-from server.recorder import config_yaml
+from server.records.recorder import config_yaml
 from simulations.scenario import (
     load_scenario,
     parse_overrides,

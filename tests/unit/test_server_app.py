@@ -19,7 +19,7 @@ from common.models import create_model, model_state
 from common.payloads.packed_model import load_packed_model
 from common.payloads.updates import decode_state, encode_float
 from server.app import app, run_federation
-from server.evaluation import evaluate
+from server.model.evaluation import evaluate
 from tests.unit.fake_grid import Answer, FakeGrid, is_query, query_reply
 
 pytest.importorskip("sklearn")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.snapshots import ARRAYS, MANIFEST, Snapshot, SnapshotStore, restore_link
+from server.checkpoints.snapshots import ARRAYS, MANIFEST, Snapshot, SnapshotStore, restore_link
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.full((), 0.5)}
 

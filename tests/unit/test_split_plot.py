@@ -1,4 +1,4 @@
-"""Tests of server.split_plot."""
+"""Tests of server.records.split_plot."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from server.split_plot import count_labels, plot_split
+from server.records.split_plot import count_labels, plot_split
 
 
 def test_counts_by_hand() -> None:

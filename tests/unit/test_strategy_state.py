@@ -12,9 +12,9 @@ from safetensors.numpy import load, save
 
 from common.config import StrategyConfig
 from common.messages import Stage
-from server.packed_updates import PackedUpdates, StagePlan
-from server.strategy import STRATEGIES, make_strategy
-from server.strategy_state import restore_strategy, strategy_state
+from server.checkpoints.strategy_state import restore_strategy, strategy_state
+from server.strategies.flower import STRATEGIES, make_strategy
+from server.strategies.packed_updates import PackedUpdates, StagePlan
 
 
 def new_strategy(name: str) -> PackedUpdates:

@@ -12,7 +12,7 @@ import pytest
 from common.config import Config
 from common.errors import UserError
 from server.app import run_federation
-from server.tensorboard_log import TENSORBOARD_FOLDER, TensorBoardLog
+from server.records.tensorboard_log import TENSORBOARD_FOLDER, TensorBoardLog
 from tests.unit.fake_grid import FakeGrid
 from tests.unit.test_server_app import SilentReporter, answer
 

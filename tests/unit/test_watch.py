@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from server.watch import RunFolder, add_watch_command, watch
+from server.deployment.watch import RunFolder, add_watch_command, watch
 from tests.unit.test_run_view import LINES
 
 

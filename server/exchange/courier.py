@@ -1,0 +1,286 @@
+"""Requests out, replies in: every message of the server passes here and its bytes are counted.
+
+The courier also delivers the teacher. It travels with a device's first request that names it, is
+left out once the device has said that it holds it, and is sent again, in the same round and once,
+to a device that answers that it lost it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from common.clock import Clock, WallClock
+from common.messages import REPLY, REQUEST, Status, TrainRequest, message_bytes
+from server.exchange.foreign_text import printable
+
+POLL_SECONDS = 1.0
+"""Between two looks for what may have come."""
+
+TEACHER_STILL_MISSING = "asks for the teacher although it was sent"
+
+
+@dataclass
+class Traffic:
+    """Bytes of serialized messages; up is from a device to the server."""
+
+    upload_bytes: int = 0
+    download_bytes: int = 0
+    teacher_bytes: int = 0
+    """The part of ``download_bytes`` that is the teacher's payload."""
+
+    def add(self, other: Traffic) -> None:
+        """Add the bytes of ``other``."""
+        self.upload_bytes += other.upload_bytes
+        self.download_bytes += other.download_bytes
+        self.teacher_bytes += other.teacher_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What came of one set of messages."""
+
+    replies: list[Message] = field(default_factory=list)
+    """Replies with a content, in no particular order."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Node id -> why there is no such reply."""
+    traffic: dict[int, Traffic] = field(default_factory=dict)
+    """Node id -> bytes, of all nodes that were asked."""
+
+    def total(self) -> Traffic:
+        """Bytes of all nodes together."""
+        total = Traffic()
+        for traffic in self.traffic.values():
+            total.add(traffic)
+        return total
+
+
+@dataclass(kw_only=True)
+class _Posted:
+    """A message that is under way on its own."""
+
+    message: Message
+    """As it was posted, without the teacher."""
+    exchange: Exchange
+    """What came of it so far."""
+    expires: float
+    """When it is given up, by the courier's clock."""
+    is_second: bool = False
+    """Whether it was sent again, with the teacher that the node had lost."""
+
+    @property
+    def node_id(self) -> int:
+        return self.message.metadata.dst_node_id
+
+
+class Courier:
+    """Sends messages through a grid and waits for their replies.
+
+    Args:
+        grid: Flower's grid, of any engine.
+        timeout_seconds: how long the replies to one set of messages are waited for.
+        clock: what waiting for devices goes by; None: the machine's own.
+    """
+
+    def __init__(self, grid: Grid, *, timeout_seconds: float, clock: Clock | None = None) -> None:
+        self.grid = grid
+        self.clock = clock or WallClock()
+        self.timeout_seconds = timeout_seconds
+        self._teacher_hash = ""
+        self._teacher = b""
+        self._teacher_nodes: set[int] = set()
+        self.forgetful_nodes: set[int] = set()
+        """Nodes that said that they lost what a query told them: started anew, for example."""
+        self._posted: dict[str, _Posted] = {}
+        """Message id -> a message that is under way on its own."""
+        self._settled: deque[Exchange] = deque()
+
+    def set_teacher(self, teacher_hash: str, payload: bytes) -> None:
+        """Deliver this teacher with requests that name ``teacher_hash``."""
+        self._teacher_hash, self._teacher = teacher_hash, payload
+        self._teacher_nodes.clear()
+
+    @property
+    def teacher_nodes(self) -> frozenset[int]:
+        """Nodes that said that they hold the teacher."""
+        return frozenset(self._teacher_nodes)
+
+    def believe_teacher_at(self, node_ids: Iterable[int]) -> None:
+        """Take it that these nodes still hold the teacher; one that lost it will say so."""
+        self._teacher_nodes.update(node_ids)
+
+    def exchange(self, messages: Iterable[Message]) -> Exchange:
+        """Send messages, at most one per node, and collect what comes back in time."""
+        messages = list(messages)
+        result = Exchange()
+        lost = self._send(messages, result)
+        if lost:
+            again = [m for m in messages if m.metadata.dst_node_id in lost]
+            still_lost = self._send([_new_message(m, m.content) for m in again], result)
+            for node_id in still_lost:
+                result.failures[node_id] = TEACHER_STILL_MISSING
+        return result
+
+    def _send(self, messages: list[Message], result: Exchange) -> set[int]:
+        """One exchange, added to ``result``; returns the nodes that miss the teacher."""
+        outgoing = self._with_teacher(messages, result)
+        if not outgoing:
+            return set()
+        received = list(self.grid.send_and_receive(outgoing, timeout=self.timeout_seconds))
+        asked = {m.metadata.message_id: m.metadata.dst_node_id for m in outgoing}
+        waiting = {m.metadata.dst_node_id for m in outgoing}
+        lost: set[int] = set()
+        for reply in received:
+            # An error that the SuperLink itself answers with does not come from the node's id.
+            node_id = asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+            if node_id not in result.traffic:
+                continue
+            waiting.discard(node_id)
+            if self._receive(node_id, reply, result):
+                lost.add(node_id)
+        for node_id in waiting:
+            result.failures[node_id] = self._no_reply()
+        return lost
+
+    @property
+    def under_way(self) -> Traffic:
+        """Bytes of messages that are waited for, a first try without the teacher included."""
+        total = Traffic()
+        for posted in self._posted.values():
+            total.add(posted.exchange.total())
+        return total
+
+    def post(self, message: Message) -> None:
+        """Send a message without waiting; what comes of it is for `collect`."""
+        self._push(_Posted(message=message, exchange=Exchange(), expires=0.0))
+
+    def collect(self) -> Exchange:
+        """Wait until one of the messages that were posted is answered or given up; what came of it.
+
+        Empty where no message is under way. Replies that are there together come one by one, in
+        the order in which the grid gives them.
+        """
+        while self._posted and not self._settled:
+            received = list(self.grid.pull_messages(list(self._posted)))
+            for reply in received:
+                posted = self._posted.pop(reply.metadata.reply_to_message_id, None)
+                if posted is not None:
+                    self._settle(posted, reply)
+            self._give_up()
+            if not received and not self._settled:
+                self.clock.sleep(POLL_SECONDS)
+        return self._settled.popleft() if self._settled else Exchange()
+
+    def _push(self, posted: _Posted) -> None:
+        (outgoing,) = self._with_teacher([posted.message], posted.exchange)
+        message_id = next(iter(self.grid.push_messages([outgoing])), None)
+        if message_id is None:
+            posted.exchange.failures[posted.node_id] = "the message could not be sent"
+            self._settled.append(posted.exchange)
+        else:
+            posted.expires = self.clock.now() + self.timeout_seconds
+            self._posted[message_id] = posted
+
+    def _settle(self, posted: _Posted, reply: Message) -> None:
+        is_lost = self._receive(posted.node_id, reply, posted.exchange)
+        if is_lost and not posted.is_second:
+            again = _new_message(posted.message, posted.message.content)
+            self._push(dataclasses.replace(posted, message=again, is_second=True))
+            return
+        if is_lost:
+            posted.exchange.failures[posted.node_id] = TEACHER_STILL_MISSING
+        self._settled.append(posted.exchange)
+
+    def _give_up(self) -> None:
+        """Messages whose time is over, by more than a poll: an emulation ends them itself."""
+        now = self.clock.now()
+        for message_id, posted in list(self._posted.items()):
+            if now > posted.expires + POLL_SECONDS:
+                del self._posted[message_id]
+                posted.exchange.failures[posted.node_id] = self._no_reply()
+                self._settled.append(posted.exchange)
+
+    def _receive(self, node_id: int, reply: Message, result: Exchange) -> bool:
+        """Add a node's reply to ``result``, or say True where it misses the teacher."""
+        if not reply.has_content():
+            result.failures[node_id] = _first_line(reply.error.reason)
+            return False
+        result.traffic[node_id].upload_bytes += message_bytes(reply)
+        if _status(reply.content) == Status.NO_INPUT_SPEC.value:
+            self.forgetful_nodes.add(node_id)
+        if self._misses_teacher(node_id, reply.content):
+            return True
+        result.replies.append(reply)
+        return False
+
+    def _no_reply(self) -> str:
+        return f"no reply within {self.timeout_seconds:g} s"
+
+    def _with_teacher(self, messages: list[Message], result: Exchange) -> list[Message]:
+        """The messages, with the teacher's payload where it is due; their bytes are counted.
+
+        Messages of one round share few contents: each is packed and measured once.
+        """
+        outgoing: list[Message] = []
+        complete: dict[int, RecordDict] = {}
+        sizes: dict[int, int] = {}
+        for message in messages:
+            node_id, content = message.metadata.dst_node_id, message.content
+            teacher_bytes = 0
+            if self._needs_teacher(message):
+                if id(content) not in complete:
+                    request = TrainRequest.from_record(content)
+                    complete[id(content)] = dataclasses.replace(
+                        request, teacher=self._teacher
+                    ).to_record()
+                message = _new_message(message, complete[id(content)])
+                teacher_bytes = len(self._teacher)
+            if id(message.content) not in sizes:
+                sizes[id(message.content)] = message_bytes(message)
+            traffic = Traffic(
+                download_bytes=sizes[id(message.content)], teacher_bytes=teacher_bytes
+            )
+            result.traffic.setdefault(node_id, Traffic()).add(traffic)
+            outgoing.append(message)
+        return outgoing
+
+    def _needs_teacher(self, message: Message) -> bool:
+        if message.metadata.message_type != MessageType.TRAIN or not self._teacher_hash:
+            return False
+        named = message.content.config_records[REQUEST]["teacher-hash"]
+        return named == self._teacher_hash and (
+            message.metadata.dst_node_id not in self._teacher_nodes
+        )
+
+    def _misses_teacher(self, node_id: int, content: RecordDict) -> bool:
+        """Whether the reply says so; also notes whether the node holds the teacher."""
+        fields = content.config_records.get(REPLY, ConfigRecord())
+        if self._teacher_hash and fields.get("teacher-hash") == self._teacher_hash:
+            self._teacher_nodes.add(node_id)
+        if _status(content) != Status.TEACHER_MISSING.value:
+            return False
+        self._teacher_nodes.discard(node_id)
+        return True
+
+
+def _status(content: RecordDict) -> object:
+    return content.config_records.get(REPLY, ConfigRecord()).get("status")
+
+
+def _new_message(message: Message, content: RecordDict) -> Message:
+    """A message to the same node: one that was sent has an id already and cannot go twice."""
+    return Message(
+        content=content,
+        dst_node_id=message.metadata.dst_node_id,
+        message_type=message.metadata.message_type,
+    )
+
+
+def _first_line(text: str | None) -> str:
+    lines = (text or "").strip().splitlines() or ["unknown error"]
+    return printable(lines[0], most=200)

@@ -1,0 +1,1 @@
+"""The global model: devices' states made one, the forms it takes, how good it is."""

@@ -1,0 +1,66 @@
+"""A model's state in the forms it takes on the server: Flower's records, pieces, payloads."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from common.payloads.updates import decode_state, encode_float, encode_int8
+from server.model.aggregation import State
+
+CHUNK_VALUES = 1 << 20
+"""Values of a piece of the state, 4 MiB, that strategies are given."""
+
+
+def to_chunks(state: Mapping[str, NDArray[np.float32]], names: Sequence[str]) -> ArrayRecord:
+    """The named entries one after the other, cut into a few large arrays.
+
+    Strategies work element by element or on the whole vector: for them entries have no meaning,
+    but every array costs a serialization (measured, ResNet-20: 28 ms a device with its 129
+    entries, 2 ms in one piece). Pieces keep the temporaries of robust strategies small.
+    """
+    flat = np.concatenate([state[name].ravel() for name in names])
+    pieces = np.split(flat, range(CHUNK_VALUES, flat.size, CHUNK_VALUES))
+    return ArrayRecord({str(index): Array(piece) for index, piece in enumerate(pieces)})
+
+
+def from_chunks(chunks: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> State:
+    """The entries of `to_chunks`, as float32 views of one array."""
+    flat = np.concatenate([array.numpy() for array in chunks.values()]).astype(np.float32)
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    pieces = np.split(flat, ends[:-1])
+    return {
+        name: piece.reshape(shape)
+        for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+    }
+
+
+def pack_model(state: State, downlink_format: str) -> tuple[bytes, State]:
+    """The model's payload in the downlink format, and the state that it decodes to."""
+    if downlink_format == "int8":
+        payload = encode_int8(state, {})
+    else:
+        payload = encode_float(state, downlink_format, {})
+    if downlink_format == "float32":
+        return payload, state
+    return payload, decode_state(payload)
+
+
+def payload_hash(payload: bytes) -> str:
+    """Hex digest of a payload: 32 digits of BLAKE2b."""
+    return hashlib.blake2b(payload, digest_size=16).hexdigest()
+
+
+def to_record(state: State) -> ArrayRecord:
+    """A state as Flower's record."""
+    return ArrayRecord({name: Array(values) for name, values in state.items()})
+
+
+def to_state(arrays: ArrayRecord) -> State:
+    """The arrays of Flower's record."""
+    return {name: array.numpy() for name, array in arrays.items()}

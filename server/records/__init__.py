@@ -1,0 +1,1 @@
+"""What a run tells: figures of its rounds, the summary, pictures, logs."""

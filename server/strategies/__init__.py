@@ -1,0 +1,1 @@
+"""How updates become one model: Flower's strategies on packed updates, FedBuff, privacy."""

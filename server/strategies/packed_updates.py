@@ -1,0 +1,294 @@
+"""Packed quantized updates under any of Flower's strategies.
+
+`PackedUpdates` is put before a strategy class of Flower. It sends packed requests instead of
+Flower's records, and hands the strategy what it expects: replies with float arrays, checked and
+decoded. Averaging, server optimizers and robust aggregation are Flower's own code.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from common.messages import METRICS, NUM_EXAMPLES, EvaluateRequest, Reply, Stage, TrainRequest
+from server.exchange.registry import SampledGrid
+from server.exchange.replies import Expectation, Judgement
+from server.model.aggregation import (
+    State,
+    evaluation_metrics,
+    is_finite,
+    is_learned,
+    keep_valid,
+    lift_codes,
+)
+from server.model.bit_entries import BitEntries, relative_error
+from server.model.forms import (
+    from_chunks,
+    pack_model,
+    payload_hash,
+    to_chunks,
+    to_record,
+    to_state,
+)
+from server.strategies.device_groups import DeviceGroups
+from server.strategies.privacy import GaussianMechanism, noise_generator
+
+ARRAYS = "arrays"
+TRAIN_LOSS = "train-loss"
+EVALUATION_METRICS = (NUM_EXAMPLES, "correct", "correct-top5", "loss-sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """What is the same in all rounds of a stage."""
+
+    stage: Stage
+    num_rounds: int
+    downlink_format: str
+    min_replies: int
+    """Fewest good replies that make a round."""
+    update_shapes: Mapping[str, tuple[int, ...]]
+    """Name -> shape of the entries that an update holds."""
+    teacher_hash: str = ""
+    entries: BitEntries = field(default_factory=BitEntries)
+    """What of a state belongs to one of several bit-widths."""
+    deploy: Mapping[int, Callable[[State], State]] = field(default_factory=dict)
+    """Bit-width -> the weights of a state as deployed, quantized ones alone."""
+    lifts_codes: bool = False
+    """Whether updates are codes."""
+    mechanism: GaussianMechanism | None = None
+    """Set where devices are to have differential privacy."""
+    seed: int = 0
+    """Of the run: what is repeatable in the mechanism derives from it."""
+    weighs_by_error: bool = False
+    """Whether a device weighs its samples over the relative quantization error of its bit-width,
+    instead of its samples."""
+
+
+class PackedUpdates(FedAvg):
+    """Mixin before a Flower strategy: packed requests out, checked float arrays in.
+
+    Args:
+        plan: the stage that the strategy is for.
+        learned_only: hand the strategy learned entries only and average the others plainly.
+        parameters: of the Flower strategy.
+    """
+
+    OWN_ATTRIBUTES = frozenset({"plan", "learned_only", "judgement", "_groups"})
+    """What is no memory of the strategy: the plan sets it, or every round anew."""
+
+    judgement: Judgement
+    """The replies of the last round, updates already given away."""
+
+    def __init__(self, *, plan: StagePlan, learned_only: bool, **parameters: Any) -> None:
+        super().__init__(
+            # The grid's view holds the sample alone: all of it is asked.
+            min_train_nodes=1,
+            min_evaluate_nodes=1,
+            min_available_nodes=1,
+            weighted_by_key=NUM_EXAMPLES,
+            arrayrecord_key=ARRAYS,
+            **parameters,
+        )
+        self.plan = plan
+        self.learned_only = learned_only
+        self._groups = DeviceGroups()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Packed train requests for the sample that ``grid`` shows."""
+        assert isinstance(grid, SampledGrid)
+        state = to_state(arrays)
+        self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
+        requests = {}
+        for bits in groups:
+            payload, base = pack_model(
+                self.plan.entries.view(state, bits), self.plan.downlink_format
+            )
+            requests[bits] = TrainRequest(
+                stage=self.plan.stage,
+                round_index=server_round - 1,
+                num_rounds=self.plan.num_rounds,
+                model=payload,
+                model_hash=payload_hash(payload),
+                teacher_hash=self.plan.teacher_hash,
+                weight_bits=bits,
+            )
+            groups.expected[bits] = Expectation(
+                partition_of=groups.partition_of(bits),
+                round_index=server_round - 1,
+                shapes=self.plan.update_shapes,
+                base=base,
+                base_hash=requests[bits].model_hash,
+                metric_names=(NUM_EXAMPLES, TRAIN_LOSS) if self._is_training() else (NUM_EXAMPLES,),
+                num_samples={device.partition_id: device.num_samples for device in grid.devices},
+            )
+        # What devices really get, rounding included, is also what server optimizers start from.
+        visible = to_chunks(groups.base(min(groups)), self._visible_names())
+        messages = super().configure_train(server_round, visible, config, grid)
+        proximal_mu = float(cast(float, config.get("proximal-mu", 0.0)))
+        contents = {
+            bits: replace(request, proximal_mu=proximal_mu).to_record()
+            for bits, request in requests.items()
+        }
+        return groups.fill(messages, contents)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new values of the entries that updates hold; None where there are too few."""
+        judgement = self._groups.judge(replies)
+        self.judgement = Judgement(
+            accepted=[replace(reply, update=b"") for reply in judgement.accepted],
+            refused=judgement.refused,
+        )
+        if self._num_counting(judgement) < self.plan.min_replies:
+            return None, None
+        if self.plan.mechanism is not None:
+            judgement = self._released(self.plan.mechanism, judgement, server_round - 1)
+        names = self._visible_names()
+        decoded, averaged_plainly = [], []
+        bits_of = self._groups.bits_of
+        device_bits = [bits_of[reply.partition_id] for reply in judgement.accepted]
+        deployed = self._deployed()
+        weights = self._weights(judgement.accepted, device_bits, deployed)
+        for reply, bits, weight in zip(judgement.accepted, device_bits, weights, strict=True):
+            # Given away one by one: two copies of every device's state would be one too many.
+            state = judgement.states.pop(0)
+            if self.plan.lifts_codes:
+                state |= lift_codes(state, self._groups.base(bits), deployed[bits])
+            decoded.append(_float_message(to_chunks(state, names), reply, weight))
+            averaged_plainly.append(
+                {name: state[name].copy() for name in self.plan.update_shapes if name not in names}
+            )
+        with _cheap_garbage_collection():
+            chunks, metrics = super().aggregate_train(server_round, decoded)
+        if chunks is None:
+            return None, None
+        aggregated = self.plan.entries.average(averaged_plainly, weights, device_bits)
+        aggregated |= from_chunks(chunks, {name: self.plan.update_shapes[name] for name in names})
+        in_order = {n: aggregated[n] for n in self.plan.update_shapes if n in aggregated}
+        aggregated = keep_valid(in_order | aggregated)
+        if not is_finite(aggregated):
+            return None, None
+        return to_record(aggregated), metrics
+
+    def _num_counting(self, judgement: Judgement) -> int:
+        """The replies that a round needs a number of: the good ones.
+
+        With privacy it is all: what is wrong with one may depend on its device's images.
+        """
+        if self.plan.mechanism is None:
+            return len(judgement.accepted)
+        refused = {refusal.partition_id for refusal in judgement.refused}
+        return len(refused | {reply.partition_id for reply in judgement.accepted})
+
+    def _released(
+        self, mechanism: GaussianMechanism, judgement: Judgement, round_index: int
+    ) -> Judgement:
+        """One reply in place of all: the noisy mean, the only thing that strategies see of them."""
+        ((bits, sample),) = self._groups.devices.items()
+        base = self._groups.base(bits)
+        state = mechanism.release(
+            {name: base[name] for name in self.plan.update_shapes},
+            judgement.states,
+            num_asked=len(sample),
+            generator=noise_generator(self.plan.seed, self.plan.stage, round_index, sample),
+        )
+        reply = Reply(partition_id=sample[0].partition_id, metrics={NUM_EXAMPLES: 1})
+        return Judgement(accepted=[reply], states=[state])
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Packed evaluate requests for the sample that ``grid`` shows."""
+        assert isinstance(grid, SampledGrid)
+        state = to_state(arrays)
+        self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
+        contents = {}
+        for bits in groups:
+            payload, _ = pack_model(self.plan.entries.view(state, bits), self.plan.downlink_format)
+            contents[bits] = EvaluateRequest(
+                stage=self.plan.stage,
+                round_index=server_round - 1,
+                model=payload,
+                weight_bits=bits,
+            ).to_record()
+            groups.expected[bits] = Expectation(
+                partition_of=groups.partition_of(bits),
+                round_index=server_round - 1,
+                metric_names=EVALUATION_METRICS,
+                min_examples=0,
+            )
+        messages = super().configure_evaluate(server_round, ArrayRecord(), config, grid)
+        return groups.fill(messages, contents)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord:
+        """Accuracies and loss over all held-out images of the good replies together."""
+        self.judgement = self._groups.judge(replies)
+        metrics = evaluation_metrics(self.judgement.accepted)
+        return MetricRecord({name: value for name, value in metrics.items() if value is not None})
+
+    def _is_training(self) -> bool:
+        return self.plan.stage is not Stage.CALIBRATION
+
+    def _deployed(self) -> dict[int, State]:
+        """Bit-width -> the weights that its devices were sent, as deployed; only where needed."""
+        if not (self.plan.lifts_codes or self.plan.weighs_by_error):
+            return {}
+        return {bits: self.plan.deploy[bits](self._groups.base(bits)) for bits in self._groups}
+
+    def _weights(
+        self, replies: Iterable[Reply], device_bits: Iterable[int], deployed: Mapping[int, State]
+    ) -> list[float]:
+        """The weight of each good reply: its images, or these over its bit-width's error."""
+        errors = dict.fromkeys(self._groups, 1.0)
+        if self.plan.weighs_by_error:
+            errors = {
+                bits: relative_error(self._groups.base(bits), deployed[bits]) for bits in errors
+            }
+        return [
+            reply.metrics[NUM_EXAMPLES] / errors[bits]
+            for reply, bits in zip(replies, device_bits, strict=True)
+        ]
+
+    def _visible_names(self) -> list[str]:
+        """The entries that the strategy aggregates, in a fixed order."""
+        names = [name for name in self.plan.update_shapes if name not in self.plan.entries.own]
+        return [name for name in names if is_learned(name)] if self.learned_only else names
+
+
+def _float_message(chunks: ArrayRecord, reply: Reply, weight: float) -> Message:
+    """A good reply in the form that Flower's strategies read."""
+    metrics = MetricRecord({NUM_EXAMPLES: weight})
+    if TRAIN_LOSS in reply.metrics:
+        metrics[TRAIN_LOSS] = reply.metrics[TRAIN_LOSS]
+    content = RecordDict({ARRAYS: chunks, METRICS: metrics})
+    return Message(content=content, dst_node_id=0, message_type=MessageType.TRAIN)
+
+
+@contextmanager
+def _cheap_garbage_collection() -> Iterator[None]:
+    """Make Flower's full collections, in some strategies one for every reply, look at new objects
+    only: over all of torch's each would take half a second.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
