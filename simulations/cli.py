@@ -15,17 +15,17 @@ from rich.console import Console
 
 from common.arguments import add_settings_argument
 from common.errors import UserError
-from simulations.allocator import keep_freed_memory
 from simulations.bench.command import add_bench_command
 from simulations.comparison.command import add_compare_command, add_report_command
+from simulations.display.terminal import print_line
+from simulations.emulation.fleet import fleet_overrides
 from simulations.engine_options import add_engine_options, prepare_process, run_with
-from simulations.fleet import fleet_overrides
+from simulations.engines.allocator import keep_freed_memory
 from simulations.paper.command import add_paper_command
 from simulations.planner.command import add_plan_command
-from simulations.pretrain_command import add_pretrain_command
-from simulations.scenario import load_scenario, parse_overrides
-from simulations.shipped import FLEETS, GRIDS, SCENARIOS
-from simulations.terminal import print_line
+from simulations.pretraining.command import add_pretrain_command
+from simulations.settings.scenario import load_scenario, parse_overrides
+from simulations.settings.shipped import FLEETS, GRIDS, SCENARIOS
 from simulations.throughput.command import add_throughput_command
 
 
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
     prepare_process(options)
 
     # Imported late: `list` and bad input need no Flower.
-    from simulations.console import ConsoleReporter
+    from simulations.display.console import ConsoleReporter
 
     with ConsoleReporter(Console()) as reporter:
         run_with(options, scenario, reporter)
@@ -123,7 +123,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> int:
-    from simulations.settings_reference import settings_toml
+    from simulations.settings.reference import settings_toml
 
     sys.stdout.write(settings_toml())
     return 0

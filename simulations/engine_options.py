@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from common.arguments import at_least
 
 if TYPE_CHECKING:
-    from simulations.console import ConsoleReporter
-    from simulations.scenario import Scenario
+    from simulations.display.console import ConsoleReporter
+    from simulations.settings.scenario import Scenario
 
 ENGINES = ("local", "ray")
 

@@ -14,11 +14,11 @@ from common.errors import UserError
 from common.settings import Scalar
 from server.checkpoints.resumption import device_folder
 from server.records.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
-from simulations.console import ConsoleReporter
-from simulations.engine import LocalGrid
-from simulations.fleet import DeviceFleet, check_fleet, fit_scenario, load_fleet
-from simulations.ray_engine import run_on_ray
-from simulations.scenario import Scenario
+from simulations.display.console import ConsoleReporter
+from simulations.emulation.fleet import DeviceFleet, check_fleet, fit_scenario, load_fleet
+from simulations.engines.local import LocalGrid
+from simulations.engines.ray_runtime import run_on_ray
+from simulations.settings.scenario import Scenario
 
 CLIENT_APP = "client.app:app"
 HOSTILE_APP = "simulations.attacks:app"
@@ -75,7 +75,7 @@ def _run_locally(
     config = scenario.config
     emulated = None
     if fleet is not None:
-        from simulations.fleet_run import EmulatedRun
+        from simulations.emulation.run import EmulatedRun
 
         emulated = EmulatedRun(fleet, config)
     with LocalGrid(

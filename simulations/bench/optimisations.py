@@ -11,11 +11,11 @@ from torch import nn
 from common.blocks import ReLU6
 from common.convolution import Conv2d
 from common.folding import fold_batch_norm
-from simulations.allocator import keep_freed_memory, set_thresholds
 from simulations.bench import noise
 from simulations.bench.rows import Benchmark, Figure, Row
 from simulations.bench.sizes import Sizes
 from simulations.bench.steps import teacher_passes, training
+from simulations.engines.allocator import keep_freed_memory, set_thresholds
 
 GROUP = "Optimisations"
 LARGEST_MMAP_THRESHOLD = 2**25

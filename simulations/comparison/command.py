@@ -74,7 +74,7 @@ def _compare(options: argparse.Namespace) -> int:
     from simulations.comparison.folder import ComparisonFolder
     from simulations.comparison.run import read_finished, run_missing
     from simulations.comparison.sweep import load_sweep, plan_runs
-    from simulations.terminal import print_line
+    from simulations.display.terminal import print_line
 
     sweeps = [load_sweep(name, options.settings, options.seeds) for name in options.scenarios]
     runs = plan_runs(sweeps)
@@ -128,7 +128,7 @@ def _write(
 ) -> None:
     from simulations.comparison.report import write_report
     from simulations.comparison.tables import Origin
-    from simulations.terminal import print_line
+    from simulations.display.terminal import print_line
 
     words = ["python", "-m", "simulations", *words]
     words += ["--title", options.title] if options.title else []

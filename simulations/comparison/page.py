@@ -17,7 +17,7 @@ from simulations.comparison.tables import (
     runs_table,
     shared_table,
 )
-from simulations.text_table import TextTable
+from simulations.display.text_table import TextTable
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --quiet: #5b6670; --paper: #ffffff;

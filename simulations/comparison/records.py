@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.messages import Stage
 from common.settings import Scalar
 from server.records.recorder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
-from simulations.scenario import flatten_settings
+from simulations.settings.scenario import flatten_settings
 
 Line = Mapping[str, Any]
 

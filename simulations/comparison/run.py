@@ -14,10 +14,10 @@ from common.messages import Stage
 from simulations.comparison.folder import ComparisonFolder
 from simulations.comparison.records import RunRecord, read_run
 from simulations.comparison.sweep import RUN_OUT, PlannedRun
-from simulations.console import ConsoleReporter, describe_run
+from simulations.display.console import ConsoleReporter, describe_run
+from simulations.display.terminal import print_line
 from simulations.paper.progress import format_duration
-from simulations.scenario import Scenario
-from simulations.terminal import print_line
+from simulations.settings.scenario import Scenario
 
 RunScenario = Callable[[Scenario, ConsoleReporter], object]
 """Runs a scenario, whose run folder is new, to its end."""

@@ -21,10 +21,10 @@ from simulations.comparison.groups import (
     format_value,
     short_names,
 )
-from simulations.fleet import fit_scenario, load_fleet
+from simulations.emulation.fleet import fit_scenario, load_fleet
 from simulations.paper.results import PLACES
-from simulations.scenario import Scenario, parse_overrides, read_scenario
-from simulations.shipped import SCENARIOS
+from simulations.settings.scenario import Scenario, parse_overrides, read_scenario
+from simulations.settings.shipped import SCENARIOS
 
 RUN_OUT = "run.out"
 

@@ -15,8 +15,8 @@ from simulations.comparison.groups import (
     short_names,
 )
 from simulations.comparison.measures import ACCURACY, notes_on, report_measures
+from simulations.display.text_table import MISSING, TextTable
 from simulations.spread import Spread
-from simulations.text_table import MISSING, TextTable
 
 MOST_COLUMNS = 4
 """More settings that vary than these have a table of their own."""

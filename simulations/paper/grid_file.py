@@ -28,9 +28,9 @@ from common.config import DEFAULT_KEYS
 from common.errors import UserError
 from common.settings import Scalar, refuse_unknown
 from simulations.paper.grid import Axis, Grid
-from simulations.scenario import flatten_settings, parse_overrides
-from simulations.shipped import GRIDS
-from simulations.yaml_text import read_yaml
+from simulations.settings.scenario import flatten_settings, parse_overrides
+from simulations.settings.shipped import GRIDS
+from simulations.settings.yaml_text import read_yaml
 
 FEDERATED_SECTIONS = ("federation", "strategy", "fleet", "warmup")
 FEDERATED_KEYS = frozenset(

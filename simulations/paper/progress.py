@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
-from simulations.terminal import LiveLines
+from simulations.display.terminal import LiveLines
 
 SECONDS_BETWEEN_LINES = 60.0
 """Without a terminal: how often a cell that takes long says where it is."""

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from common.config import ModelConfig
 from common.errors import UserError
+from simulations.display.terminal import print_line
 from simulations.paper.cell import Workbench, find_teacher, run_cell
 from simulations.paper.grid import Cell, Grid
 from simulations.paper.plot import to_png
 from simulations.paper.progress import GridProgress, format_duration
 from simulations.paper.results import CellResult, ResultFolder, cell_key, write_atomically
 from simulations.paper.table import collect, text_tables, to_csv, to_markdown
-from simulations.terminal import print_line
 
 
 def run_cells(

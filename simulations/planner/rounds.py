@@ -2,7 +2,7 @@
 
 Every device has the same number of training images, less where its class has room for a part of
 them, and a coreset of exactly its fraction; costs, availability, failures, delays, deadline and
-energy are those of `simulations.emulation` and `common.devices`.
+energy are those of `simulations.emulation.hardware` and `common.devices`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from common.messages import Stage
 from common.seeding import numpy_generator
 from server.exchange.courier import POLL_SECONDS
 from server.strategies.flower import required_replies
-from simulations.emulation import Attempt, Emulation, require_possible
-from simulations.fleet import check_fleet
+from simulations.emulation.fleet import check_fleet
+from simulations.emulation.hardware import Attempt, Emulation, require_possible
+from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED, settle
+from simulations.emulation.workload import Workload
 from simulations.planner.kept_views import KeptViews
 from simulations.planner.payload import MessageSizes
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.traffic import LoadCurve
-from simulations.settling import FAILED, LATE, SURPLUS, TRAINED, settle
-from simulations.workload import Workload
 
 Floats = NDArray[np.float64]
 

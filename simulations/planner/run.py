@@ -12,18 +12,18 @@ from rich.console import Console
 from common.config import Config
 from common.errors import UserError
 from common.units import format_bytes
-from simulations.emulation import Emulation
-from simulations.fleet import DeviceFleet, load_fleet
-from simulations.flops import count_flops
+from simulations.display.terminal import print_line
+from simulations.emulation.fleet import DeviceFleet, load_fleet
+from simulations.emulation.flops import count_flops
+from simulations.emulation.hardware import Emulation
+from simulations.emulation.workload import Workload
 from simulations.paper.results import write_atomically
 from simulations.planner.payload import known_inputs, measure_messages
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.plot import to_png
 from simulations.planner.rounds import FleetPlan
 from simulations.planner.summary import classes_table, rounds_table, to_csv, totals
-from simulations.scenario import load_scenario, parse_overrides
-from simulations.terminal import print_line
-from simulations.workload import Workload
+from simulations.settings.scenario import load_scenario, parse_overrides
 
 CSV_FILE, PICTURE_FILE = "rounds.csv", "rounds.png"
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from simulations.display.text_table import TextTable
+from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.rounds import FleetPlan
-from simulations.settling import FAILED, LATE, SURPLUS, TRAINED
-from simulations.text_table import TextTable
 
 JOULES_PER_KWH = 3.6e6
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)

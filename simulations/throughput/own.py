@@ -22,7 +22,7 @@ from server.records.recorder import Recorder
 from server.records.reporting import quiet_flower
 from server.rounds.stages import copied_state, float_strategy
 from server.rounds.synchronous import Session, run_stage
-from simulations.engine import LocalGrid
+from simulations.engines.local import LocalGrid
 from simulations.runner import CLIENT_APP
 from simulations.throughput.task import Timing, task_config
 

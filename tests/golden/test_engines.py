@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from simulations.console import ConsoleReporter
+from simulations.display.console import ConsoleReporter
 from simulations.runner import run_scenario
-from simulations.scenario import load_scenario
+from simulations.settings.scenario import load_scenario
 from tests.conftest import TINY_FEDERATION, FinishedRun, simulate
 
 

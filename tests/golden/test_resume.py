@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import simulations.pool
+import simulations.engines.pool
 from common.errors import UserError
-from simulations.console import ConsoleReporter
+from simulations.display.console import ConsoleReporter
 from simulations.runner import run_scenario
-from simulations.scenario import load_scenario
+from simulations.settings.scenario import load_scenario
 from tests.conftest import ROOT
 
 NUM_DEVICES = 3
@@ -55,7 +55,7 @@ def run_here(folder: Path, *, resume: bool, **settings: object) -> str:
 
 def die_before_message(number: int) -> Callable[..., bytes]:
     """A `run_message` that kills its process, at once and whatever it is doing, at a message."""
-    original, count = simulations.pool.run_message, 0
+    original, count = simulations.engines.pool.run_message, 0
 
     def run_message(*arguments: Any) -> bytes:
         nonlocal count
@@ -69,7 +69,7 @@ def die_before_message(number: int) -> Callable[..., bytes]:
 
 def run_and_die(folder: Path, resume: bool, num_messages: int, settings: dict[str, object]) -> None:
     """The main function of a process that dies after so many messages."""
-    simulations.pool.run_message = die_before_message(num_messages)
+    simulations.engines.pool.run_message = die_before_message(num_messages)
     run_here(folder, resume=resume, **settings)
 
 

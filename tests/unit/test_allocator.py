@@ -1,4 +1,4 @@
-"""Tests of simulations.allocator."""
+"""Tests of simulations.engines.allocator."""
 
 import platform
 import resource
@@ -10,7 +10,7 @@ import pytest
 STEPS = """
 import resource
 import numpy as np
-from simulations.allocator import keep_freed_memory
+from simulations.engines.allocator import keep_freed_memory
 keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

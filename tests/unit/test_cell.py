@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.models import create_model, load_state, model_state
 from common.settings import Scalar
 from simulations.paper.cell import Workbench, run_cell, top1
-from simulations.pretrain import pretrain, pretrain_config
+from simulations.pretraining.run import pretrain, pretrain_config
 
 CPU = torch.device("cpu")
 

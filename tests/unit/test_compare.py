@@ -9,8 +9,8 @@ import pytest
 from simulations import cli, engine_options, runner
 from simulations.comparison.folder import ComparisonFolder
 from simulations.comparison.sweep import load_sweep, plan_runs
-from simulations.console import ConsoleReporter
-from simulations.scenario import Scenario
+from simulations.display.console import ConsoleReporter
+from simulations.settings.scenario import Scenario
 from tests.unit.run_folders import write_run
 
 pytest.importorskip("matplotlib")

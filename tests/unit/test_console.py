@@ -7,7 +7,7 @@ from rich.console import Console
 
 from common.config import Config
 from common.messages import Stage
-from simulations.console import ConsoleReporter, describe_run
+from simulations.display.console import ConsoleReporter, describe_run
 
 SUMMARY = {
     "dataset": "digits",

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from common.clock import Clock
 from common.messages import Reply, Stage, Status, TrainRequest, message_bytes
 from server.exchange.courier import Courier
-from simulations.clock import VirtualClock
+from simulations.emulation.clock import VirtualClock
 from tests.unit.fake_grid import FakeGrid, node_id_of
 
 TEACHER = b"the teacher's payload" * 10

@@ -1,4 +1,4 @@
-"""Tests of simulations.fleet and simulations.availability_file."""
+"""Tests of simulations.emulation.fleet and simulations.emulation.availability_file."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import pytest
 
 from common.config import Config
 from common.errors import UserError
-from simulations.fleet import (
+from simulations.emulation.fleet import (
     check_fleet,
     fit_scenario,
     fleet_overrides,
     load_fleet,
 )
-from simulations.scenario import load_scenario
-from simulations.shipped import FLEETS
+from simulations.settings.scenario import load_scenario
+from simulations.settings.shipped import FLEETS
 
 CLASS = """
     training-gflops: 2

@@ -1,12 +1,12 @@
-"""Tests of simulations.flops."""
+"""Tests of simulations.emulation.flops."""
 
 import pytest
 import torch
 from torch import nn
 
 from common.config import ModelConfig, QuantizationConfig
-from simulations import flops
-from simulations.flops import count_flops
+from simulations.emulation import flops
+from simulations.emulation.flops import count_flops
 
 
 def test_resnet20_by_hand() -> None:

@@ -7,7 +7,7 @@ import pytest
 from common.errors import UserError
 from simulations.paper.grid import select_cells
 from simulations.paper.grid_file import load_grid
-from simulations.shipped import GRIDS
+from simulations.settings.shipped import GRIDS
 from tests.unit.grid_files import GRID, make_grid
 
 SHIPPED = [

@@ -1,4 +1,7 @@
-"""Which package may import which: common <- {client, server} <- simulations <- tests."""
+"""Which package may import which: common <- {client, server} <- simulations <- tests.
+
+Inside server and simulations packages are layers as well.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -14,6 +17,15 @@ ALLOWED = {
     "server": {"common", "server"},
     "simulations": {"common", "client", "server", "simulations"},
 }
+LAYERS = {
+    "server": ("model", "exchange", "records", "strategies", "checkpoints", "rounds", "deployment"),
+    "simulations": (
+        *("settings", "display", "engines", "emulation"),
+        *("paper", "pretraining", "planner", "comparison", "throughput", "bench"),
+    ),
+}
+"""Packages from the bottom up: each imports only those before it. Single modules are no layer."""
+
 KNOW_FLOWER = {
     "common/messages.py",
     "client/app.py",
@@ -84,6 +96,21 @@ def test_imports_between_packages_go_one_way(package: str) -> None:
         if name.split(".")[0] in {*PACKAGES, "tests"} - ALLOWED[package]
     }
     assert not crossing
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_packages_inside_import_only_lower_ones(package: str) -> None:
+    layers = LAYERS[package]
+    found = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert found == set(layers)
+    upwards = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for rank, layer in enumerate(layers)
+        for path in _modules(f"{package}/{layer}")
+        for name in _imports(_parse(path))
+        if name.split(".")[:2] in ([package, above] for above in layers[rank + 1 :])
+    }
+    assert not upwards
 
 
 @pytest.mark.parametrize("package", ["common", "client"])

@@ -11,7 +11,7 @@ from flwr.common.config import flatten_dict, get_fab_config
 
 from common.checkpoints import DISTRIBUTION_NAME, resolve_teacher
 from common.config import Config
-from simulations.settings_reference import settings_toml
+from simulations.settings.reference import settings_toml
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = ROOT / "pyproject.toml"

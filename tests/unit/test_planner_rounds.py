@@ -12,13 +12,13 @@ from common.devices import Availability, DeviceProfile, task_cost
 from common.errors import UserError
 from common.messages import Stage
 from common.settings import Scalar
-from simulations.emulation import Attempt, Emulation, Fate, doomed, settle_attempts
-from simulations.fleet import DeviceFleet, FleetClass
-from simulations.flops import ModelFlops
+from simulations.emulation.fleet import DeviceFleet, FleetClass
+from simulations.emulation.flops import ModelFlops
+from simulations.emulation.hardware import Attempt, Emulation, Fate, doomed, settle_attempts
+from simulations.emulation.workload import Workload
 from simulations.planner.payload import MessageSizes
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.rounds import FleetPlan
-from simulations.workload import Workload
 
 FLOPS = ModelFlops(
     float_forward=1e6, float_training=3e6, quantized_forward=2e6, quantized_training=6e6
@@ -221,7 +221,7 @@ def test_impossible_plans_are_refused() -> None:
 def event_by_event(
     plan: FleetPlan, emulation: Emulation, config: Config
 ) -> list[tuple[float, float, dict[Fate, int]]]:
-    """Rounds as `simulations.fleet_grid.FleetGrid` plays them, one device after the other."""
+    """Rounds as `simulations.emulation.grid.FleetGrid` plays them, one device after the other."""
     now, results = 0.0, []
     has_teacher, coreset_epoch = set(), dict[int, int]()
     for index in range(config.federation.num_rounds):

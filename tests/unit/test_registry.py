@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.messages import Reply, Status
 from server.exchange.courier import Courier
 from server.exchange.registry import DeviceRegistry, SampledGrid
-from simulations.clock import VirtualClock
+from simulations.emulation.clock import VirtualClock
 from tests.unit.fake_grid import Answer, FakeGrid, node_id_of, query_reply
 
 

@@ -7,12 +7,12 @@ import pytest
 from common.config import Config
 from common.errors import UserError
 from server.records.recorder import config_yaml
-from simulations.scenario import (
+from simulations.settings.scenario import (
     load_scenario,
     parse_overrides,
     read_scenario,
 )
-from simulations.shipped import SCENARIOS
+from simulations.settings.shipped import SCENARIOS
 
 
 def _file(tmp_path: Path, text: str) -> Path:

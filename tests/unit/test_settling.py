@@ -1,12 +1,12 @@
-"""Tests of simulations.settling."""
+"""Tests of simulations.emulation.settling."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.emulation import FATES, Fate
-from simulations.settling import FAILED, LATE, SURPLUS, TRAINED, settle
+from simulations.emulation.hardware import FATES, Fate
+from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED, settle
 
 
 def fates_of(

@@ -4,7 +4,7 @@ import pytest
 
 from common.config import Config
 from simulations.comparison.sweep import load_sweep, plan_runs
-from simulations.scenario import load_scenario
+from simulations.settings.scenario import load_scenario
 
 WAIT, DROP, PARTIAL, QUARC, ADAPTIVE, FEDBUFF = (
     f"stragglers-{name}" for name in ("wait", "drop", "partial", "quarc", "adaptive", "fedbuff")

@@ -1,4 +1,4 @@
-"""Tests of simulations.terminal."""
+"""Tests of simulations.display.terminal."""
 
 import io
 
@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
-from simulations.terminal import LiveLines, print_line
+from simulations.display.terminal import LiveLines, print_line
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -1,4 +1,4 @@
-"""Tests of simulations.text_table."""
+"""Tests of simulations.display.text_table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from simulations.text_table import TextTable
+from simulations.display.text_table import TextTable
 
 TABLE = TextTable(
     title="Runs [all]",

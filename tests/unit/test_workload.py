@@ -1,11 +1,11 @@
-"""Tests of simulations.workload."""
+"""Tests of simulations.emulation.workload."""
 
 import pytest
 
 from common.config import Config
 from common.messages import Stage
-from simulations.flops import ModelFlops
-from simulations.workload import Workload
+from simulations.emulation.flops import ModelFlops
+from simulations.emulation.workload import Workload
 
 FLOPS = ModelFlops(
     float_forward=1.0, float_training=30.0, quantized_forward=100.0, quantized_training=5000.0

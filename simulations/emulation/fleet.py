@@ -36,10 +36,10 @@ from common.devices import FLOPS_PER_GFLOP, DeviceProfile
 from common.errors import UserError
 from common.seeding import numpy_generator
 from common.settings import Scalar, kebab, refuse_unknown
-from simulations.availability_file import parse_availability
-from simulations.scenario import Scenario
-from simulations.shipped import DEVICE_CLASSES, FLEETS
-from simulations.yaml_text import read_yaml
+from simulations.emulation.availability_file import parse_availability
+from simulations.settings.scenario import Scenario
+from simulations.settings.shipped import DEVICE_CLASSES, FLEETS
+from simulations.settings.yaml_text import read_yaml
 
 NUM_DEVICES = "data.num-devices"
 
@@ -253,7 +253,7 @@ def _measured_gflops(where: str, values: Mapping[str, Any]) -> float:
         raise UserError(f"{where}: seconds-per-sample = {seconds!r}: expected a number, > 0")
     if not isinstance(model, str):
         raise UserError(f"{where}: seconds-per-sample needs the name of its model")
-    from simulations.flops import count_flops  # torch is needed here alone
+    from simulations.emulation.flops import count_flops  # torch is needed here alone
 
     flops = count_flops(
         ModelConfig(name=model),

@@ -22,7 +22,7 @@ from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
-from simulations.allocator import keep_freed_memory
+from simulations.engines.allocator import keep_freed_memory
 
 FIRST_NODE_ID = 2
 """Node id of partition 0; Flower keeps 0 and 1 for itself."""

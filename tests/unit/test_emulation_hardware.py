@@ -1,4 +1,4 @@
-"""Tests of simulations.emulation and simulations.clock."""
+"""Tests of simulations.emulation.hardware and simulations.emulation.clock."""
 
 import math
 
@@ -7,8 +7,9 @@ import pytest
 
 from common.devices import Availability, DeviceProfile, TaskCost, task_cost
 from common.errors import UserError
-from simulations.clock import VirtualClock
-from simulations.emulation import (
+from simulations.emulation.clock import VirtualClock
+from simulations.emulation.fleet import DeviceFleet, FleetClass
+from simulations.emulation.hardware import (
     Attempt,
     Emulation,
     Fate,
@@ -16,7 +17,6 @@ from simulations.emulation import (
     require_possible,
     settle_attempts,
 )
-from simulations.fleet import DeviceFleet, FleetClass
 
 
 def profile(name: str = "test", **figures: object) -> DeviceProfile:

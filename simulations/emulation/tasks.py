@@ -12,13 +12,13 @@ from flwr.serverapp import Grid
 
 from client.deadline import round_deadline
 from common.messages import REQUEST, Stage
-from simulations.clock import VirtualClock
-from simulations.emulation import Fate
-from simulations.fleet_costs import FleetCosts
-from simulations.fleet_drops import Dropped
-from simulations.fleet_ledger import FleetLedger
-from simulations.fleet_task import FleetTask
-from simulations.worker import FIRST_NODE_ID
+from simulations.emulation.clock import VirtualClock
+from simulations.emulation.costs import FleetCosts
+from simulations.emulation.drops import Dropped
+from simulations.emulation.hardware import Fate
+from simulations.emulation.ledger import FleetLedger
+from simulations.emulation.task import FleetTask
+from simulations.engines.worker import FIRST_NODE_ID
 
 
 class FleetTasks:

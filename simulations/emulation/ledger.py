@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.messages import NUM_EXAMPLES, Stage
-from simulations.clock import VirtualClock
-from simulations.emulation import Attempt, Emulation
+from simulations.emulation.clock import VirtualClock
+from simulations.emulation.hardware import Attempt, Emulation
 
 CLASS_ACCURACY = "class_accuracy"
 

@@ -40,8 +40,8 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     from common.data.datasets import load_dataset
     from simulations.paper.progress import GridProgress
-    from simulations.pretrain import check_out, pretrain, pretrain_config
-    from simulations.scenario import parse_overrides
+    from simulations.pretraining.run import check_out, pretrain, pretrain_config
+    from simulations.settings.scenario import parse_overrides
     from simulations.torch_device import torch_device
 
     config = pretrain_config(

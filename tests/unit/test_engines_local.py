@@ -23,7 +23,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from simulations.engine import LocalGrid
+from simulations.engines.local import LocalGrid
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 app = ClientApp()
@@ -99,7 +99,7 @@ def _weights(values: torch.Tensor) -> ArrayRecord:
 
 def _grid(num_workers: int, num_nodes: int = 4, **arguments: object) -> LocalGrid:
     return LocalGrid(
-        client_app="tests.unit.test_engine:app",
+        client_app="tests.unit.test_engines_local:app",
         run_config={"learning-rate": 0.25},
         num_nodes=num_nodes,
         num_workers=num_workers,
@@ -174,7 +174,7 @@ def test_an_exception_is_an_error_reply_and_leaves_the_state_alone(grid: LocalGr
     error = replies[1].error
     assert error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
     assert error.reason is not None
-    assert error.reason.startswith("ValueError: no such image (test_engine.py:")
+    assert error.reason.startswith("ValueError: no such image (test_engines_local.py:")
     after = grid.send_and_receive(_messages(grid, "train", _train_content()))
     assert [_fact(reply, "calls") for reply in after] == [1001, 1, 1001, 1]
 
@@ -257,7 +257,7 @@ def test_a_late_node_has_no_reply_and_its_worker_is_free_again(
     """Partition 2 sleeps, 0 a moment: three replies in order. Time stands still until they are
     there, and is over then."""
     now = [0.0]
-    monkeypatch.setattr("simulations.engine.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("simulations.engines.local.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def pass_time(num_replies: int, num_messages: int) -> None:
         now[0] = 1800.0 * (num_replies == 3)
@@ -309,7 +309,7 @@ def test_a_missing_client_app_is_an_error_at_once() -> None:
 PARENT = """
 import sys
 from flwr.app import ConfigRecord, Message, RecordDict
-from tests.unit.test_engine import _fact, _grid, _messages, _train_content
+from tests.unit.test_engines_local import _fact, _grid, _messages, _train_content
 
 if __name__ == "__main__":
     with _grid(2) as grid:

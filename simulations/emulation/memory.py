@@ -20,7 +20,7 @@ from common.config import Config
 from common.errors import UserError
 from common.models import create_model
 from common.qat import prepare
-from simulations.emulation import Emulation
+from simulations.emulation.hardware import Emulation
 
 IMPORTS_BYTES = 278 * MB
 """Of a ClientApp's process after its imports, with torch's CPU build (docs/raspberry-pi.md)."""

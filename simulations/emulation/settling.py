@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TRAINED, LATE, SURPLUS, FAILED = range(4)
-"""As `simulations.emulation.Fate`, in its order."""
+"""As `simulations.emulation.hardware.Fate`, in its order."""
 
 
 def settle(

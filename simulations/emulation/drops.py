@@ -9,7 +9,7 @@ from flwr.common.constant import ErrorCode
 
 from client.deadline import round_deadline
 from common.config import Config
-from simulations.emulation import Attempt, Fate
+from simulations.emulation.hardware import Attempt, Fate
 
 
 class Dropped:

@@ -23,8 +23,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from simulations.pool import InProcessPool, Pool, WorkerPool
-from simulations.worker import FIRST_NODE_ID, Fleet, Outcome
+from simulations.engines.pool import InProcessPool, Pool, WorkerPool
+from simulations.engines.worker import FIRST_NODE_ID, Fleet, Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from flwr.app import Message
 
 from common.devices import TaskCost
 from common.messages import Stage
-from simulations.emulation import Attempt, doomed, settle_attempts
+from simulations.emulation.hardware import Attempt, doomed, settle_attempts
 
 
 @dataclass(kw_only=True)

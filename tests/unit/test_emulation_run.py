@@ -1,4 +1,4 @@
-"""Tests of simulations.fleet_run: what an emulated device's operator would say about it."""
+"""Tests of simulations.emulation.run: what an emulated device's operator would say about it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.config import Config
-from simulations.fleet import load_fleet
-from simulations.fleet_run import EmulatedRun
+from simulations.emulation.fleet import load_fleet
+from simulations.emulation.run import EmulatedRun
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("flwr_datasets", reason="the split comes with flwr-datasets")

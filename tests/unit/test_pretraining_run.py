@@ -1,4 +1,4 @@
-"""Tests of simulations.pretrain, on digits."""
+"""Tests of simulations.pretraining.run, on digits."""
 
 import errno
 import os
@@ -15,8 +15,9 @@ from common.data.datasets import Dataset, load_dataset
 from common.errors import UserError
 from common.models import create_model, load_state
 from common.settings import Scalar
-from simulations import cli, pretrain
+from simulations import cli
 from simulations.paper.cell import top1
+from simulations.pretraining import run as pretrain
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Scalar] = {"training.batch-size": 64}

@@ -1,6 +1,6 @@
 """Emulated hardware: who is there, who fails, how long a task takes, when a round is over.
 
-Knows nothing of Flower: `simulations.fleet_grid` puts it between server and devices. Everything
+Knows nothing of Flower: `simulations.emulation.grid` puts it between server and devices. Everything
 that is random is drawn from (seed, purpose, slot or round), so that it does not depend on what was
 asked before.
 """
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from common.devices import JOULES_PER_WH, DeviceProfile, TaskCost, task_joules
 from common.errors import UserError
 from common.seeding import numpy_generator
-from simulations.fleet import DeviceFleet
-from simulations.settling import settle
+from simulations.emulation.fleet import DeviceFleet
+from simulations.emulation.settling import settle
 
 
 class Fate(StrEnum):
@@ -36,7 +36,7 @@ class Fate(StrEnum):
 
 
 FATES = tuple(Fate)
-"""In the order of `simulations.settling`."""
+"""In the order of `simulations.emulation.settling`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Tests of simulations.fleet_grid: emulated hardware around devices that answer by hand."""
+"""Tests of simulations.emulation.grid: emulated hardware around devices that answer by hand."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from common.errors import UserError
 from common.messages import Reply, Stage, TrainRequest, message_bytes
 from server.exchange.courier import Courier
 from server.exchange.registry import DeviceRegistry
-from simulations.clock import VirtualClock
-from simulations.emulation import Emulation
-from simulations.fleet import DeviceFleet, FleetClass
-from simulations.fleet_grid import FleetGrid
-from simulations.flops import ModelFlops
-from simulations.worker import FIRST_NODE_ID
-from simulations.workload import Workload
+from simulations.emulation.clock import VirtualClock
+from simulations.emulation.fleet import DeviceFleet, FleetClass
+from simulations.emulation.flops import ModelFlops
+from simulations.emulation.grid import FleetGrid
+from simulations.emulation.hardware import Emulation
+from simulations.emulation.workload import Workload
+from simulations.engines.worker import FIRST_NODE_ID
 from tests.unit.fake_grid import FakeGrid, is_query, query_reply
 
 FLOPS = ModelFlops(

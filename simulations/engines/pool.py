@@ -21,7 +21,7 @@ from typing import Protocol
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from simulations.worker import READY, Fleet, Outcome, error_reply, run_message, serve
+from simulations.engines.worker import READY, Fleet, Outcome, error_reply, run_message, serve
 
 STOP_SECONDS = 5.0
 """How long a worker that was told to stop may take before it is killed."""

@@ -1,4 +1,4 @@
-"""Tests of simulations.fleet_memory: by hand, with a model whose memory is counted."""
+"""Tests of simulations.emulation.memory: by hand, with a model whose memory is counted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from common.config import Config
 from common.errors import UserError
 from common.models import create_model
 from common.qat import prepare
-from simulations.emulation import Emulation
-from simulations.fleet_memory import IMPORTS_BYTES, STARTED_BYTES, MemoryPlan, plan_memory
-from tests.unit.test_emulation import fleet, profile
+from simulations.emulation.hardware import Emulation
+from simulations.emulation.memory import IMPORTS_BYTES, STARTED_BYTES, MemoryPlan, plan_memory
+from tests.unit.test_emulation_hardware import fleet, profile
 
 SHAPE = (3, 32, 32)
 CONFIG = Config.from_flat({"data.num-devices": 3, "model.name": "resnet8"})

@@ -14,7 +14,7 @@ from common.bit_widths import describe_accuracies
 from common.config import FLOAT_BITS, Config
 from common.messages import Stage
 from common.units import format_bytes
-from simulations.terminal import LiveLines
+from simulations.display.terminal import LiveLines
 
 STAGE_NAMES = {
     Stage.FLOAT: "float warm-up",
@@ -56,7 +56,7 @@ class ConsoleReporter(LiveLines):
         )
 
     def replied(self, num_replies: int, num_messages: int) -> None:
-        """Show how many devices have answered (a `simulations.engine.ReplyListener`)."""
+        """Show how many devices have answered (a `simulations.engines.local.ReplyListener`)."""
         self._progress.update(self._task, devices=f"devices {num_replies}/{num_messages}")
 
     def round_done(self, stage: Stage, round_index: int, metrics: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from common.config import DEFAULT_KEYS, Config
 from common.errors import UserError
 from common.settings import Scalar, refuse_unknown
-from simulations.shipped import SCENARIOS
-from simulations.yaml_text import parse_yaml, read_yaml
+from simulations.settings.shipped import SCENARIOS
+from simulations.settings.yaml_text import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

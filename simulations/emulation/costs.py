@@ -9,9 +9,9 @@ from flwr.app import Message
 from common.config import Config
 from common.devices import TaskCost, task_cost
 from common.messages import Reply, Stage, message_bytes
-from simulations.emulation import Attempt, Emulation, require_possible
-from simulations.worker import FIRST_NODE_ID
-from simulations.workload import Workload
+from simulations.emulation.hardware import Attempt, Emulation, require_possible
+from simulations.emulation.workload import Workload
+from simulations.engines.worker import FIRST_NODE_ID
 
 
 class FleetCosts:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import UserError
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 DEVICE_CLASSES = FOLDER / "fleets" / "classes.yaml"
 """Classes that every fleet can use; not a fleet itself."""
 

@@ -1,11 +1,11 @@
-"""Tests of simulations.fleet_plots."""
+"""Tests of simulations.emulation.plots."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from simulations.fleet_plots import (
+from simulations.emulation.plots import (
     FATES,
     cost_curves,
     fate_matrix,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from client.coreset import STUDENT_FREE
 from common.config import Config
 from common.messages import Stage
-from simulations.flops import ModelFlops
+from simulations.emulation.flops import ModelFlops
 
 
 @dataclass(frozen=True, kw_only=True)

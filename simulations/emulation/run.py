@@ -17,14 +17,14 @@ from common.errors import UserError
 from server.app import run_federation
 from server.checkpoints.resumption import device_folder
 from server.records.reporting import Reporter
-from simulations.clock import VirtualClock
-from simulations.emulation import Emulation
-from simulations.fleet import DeviceFleet
-from simulations.fleet_grid import FleetGrid
-from simulations.fleet_memory import plan_memory
-from simulations.fleet_plots import plot_run
-from simulations.flops import count_flops
-from simulations.workload import Workload
+from simulations.emulation.clock import VirtualClock
+from simulations.emulation.fleet import DeviceFleet
+from simulations.emulation.flops import count_flops
+from simulations.emulation.grid import FleetGrid
+from simulations.emulation.hardware import Emulation
+from simulations.emulation.memory import plan_memory
+from simulations.emulation.plots import plot_run
+from simulations.emulation.workload import Workload
 
 
 class EmulatedRun:

@@ -22,14 +22,14 @@ from common.errors import UserError
 from common.messages import REQUEST, Stage
 from server.exchange.grid_view import GridView
 from server.records.summary import UNFINISHED_DEVICES
-from simulations.clock import VirtualClock
-from simulations.emulation import Attempt, Emulation, Fate, doomed, settle_attempts
-from simulations.fleet_costs import FleetCosts, message_sizes
-from simulations.fleet_drops import Dropped
-from simulations.fleet_ledger import FleetLedger
-from simulations.fleet_tasks import FleetTasks
-from simulations.worker import FIRST_NODE_ID
-from simulations.workload import Workload
+from simulations.emulation.clock import VirtualClock
+from simulations.emulation.costs import FleetCosts, message_sizes
+from simulations.emulation.drops import Dropped
+from simulations.emulation.hardware import Attempt, Emulation, Fate, doomed, settle_attempts
+from simulations.emulation.ledger import FleetLedger
+from simulations.emulation.tasks import FleetTasks
+from simulations.emulation.workload import Workload
+from simulations.engines.worker import FIRST_NODE_ID
 
 
 class FleetGrid(GridView):

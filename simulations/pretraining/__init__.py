@@ -1,0 +1,1 @@
+"""Training a float model, to be a teacher."""

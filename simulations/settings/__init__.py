@@ -1,0 +1,1 @@
+"""Settings of runs: what ships with the project, YAML files and the command line -> one Config."""
