@@ -52,8 +52,8 @@ from server.records.reporting import (
 from server.records.split_plot import plot_split
 from server.records.summary import RunFacts, summarise
 from server.records.tensorboard_log import TensorBoardLog
+from server.rounds.session import Session
 from server.rounds.stages import calibrate, copied_state, train_quantized, warm_up
-from server.rounds.synchronous import Session
 from server.strategies.flower import check_mixed_bits, required_replies
 from server.strategies.privacy_accountant import PrivacyAccountant
 

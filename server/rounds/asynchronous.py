@@ -27,10 +27,10 @@ from server.records.round_lines import (
 from server.records.summary import UNFINISHED_BYTES, UNFINISHED_DEVICES
 from server.rounds.asynchronous_state import from_progress, to_progress
 from server.rounds.crew import Answer, Crew, publish
-from server.rounds.synchronous import Evaluate, Session, measure
+from server.rounds.session import Evaluate, Session, measure
 from server.strategies.fedbuff import UpdateBuffer
 from server.strategies.flower import averaging, make_strategy
-from server.strategies.packed_updates import StagePlan
+from server.strategies.stage_plan import StagePlan
 
 
 @dataclass(kw_only=True)

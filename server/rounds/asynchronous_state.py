@@ -19,7 +19,7 @@ from server.exchange.registry import DeviceRegistry, RegisteredDevice
 from server.model.aggregation import State
 from server.rounds.crew import Crew, Task, Version, publish
 from server.strategies.fedbuff import UpdateBuffer
-from server.strategies.packed_updates import StagePlan
+from server.strategies.stage_plan import StagePlan
 
 _BUFFER = "buffer/"
 

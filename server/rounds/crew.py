@@ -16,8 +16,9 @@ from server.exchange.replies import Expectation, Judgement, Refusal, RefusalKind
 from server.model.aggregation import State
 from server.model.forms import pack_model, payload_hash
 from server.records.round_lines import with_failures
-from server.rounds.synchronous import Session
-from server.strategies.packed_updates import TRAIN_LOSS, StagePlan
+from server.rounds.session import Session
+from server.strategies.packed_updates import TRAIN_LOSS
+from server.strategies.stage_plan import StagePlan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,12 @@ from server.model.aggregation import State
 from server.model.global_model import BestKeeper, GlobalModel
 from server.records.summary import of_stage
 from server.rounds.asynchronous import run_asynchronous_stage
-from server.rounds.synchronous import Session, run_stage
+from server.rounds.session import Session
+from server.rounds.synchronous import run_stage
 from server.strategies.flower import averaging, make_strategy, required_replies
-from server.strategies.packed_updates import PackedUpdates, StagePlan
+from server.strategies.packed_updates import PackedUpdates
 from server.strategies.privacy import GaussianMechanism
+from server.strategies.stage_plan import StagePlan
 
 
 def warm_up(session: Session, model: GlobalModel) -> State:

@@ -28,7 +28,8 @@ from flwr.serverapp.strategy import (
 
 from common.config import Config, StrategyConfig
 from common.errors import UserError
-from server.strategies.packed_updates import TRAIN_LOSS, PackedUpdates, StagePlan
+from server.strategies.packed_updates import TRAIN_LOSS, PackedUpdates
+from server.strategies.stage_plan import StagePlan
 
 STRATEGIES: Mapping[str, type[FedAvg]] = {
     "fedavg": FedAvg,

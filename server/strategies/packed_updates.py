@@ -8,9 +8,9 @@ decoded. Averaging, server optimizers and robust aggregation are Flower's own co
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from flwr.app import (
@@ -35,7 +35,7 @@ from server.model.aggregation import (
     keep_valid,
     lift_codes,
 )
-from server.model.bit_entries import BitEntries, relative_error
+from server.model.bit_entries import relative_error
 from server.model.forms import (
     from_chunks,
     pack_model,
@@ -46,37 +46,11 @@ from server.model.forms import (
 )
 from server.strategies.device_groups import DeviceGroups
 from server.strategies.privacy import GaussianMechanism, noise_generator
+from server.strategies.stage_plan import StagePlan
 
 ARRAYS = "arrays"
 TRAIN_LOSS = "train-loss"
 EVALUATION_METRICS = (NUM_EXAMPLES, "correct", "correct-top5", "loss-sum")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """What is the same in all rounds of a stage."""
-
-    stage: Stage
-    num_rounds: int
-    downlink_format: str
-    min_replies: int
-    """Fewest good replies that make a round."""
-    update_shapes: Mapping[str, tuple[int, ...]]
-    """Name -> shape of the entries that an update holds."""
-    teacher_hash: str = ""
-    entries: BitEntries = field(default_factory=BitEntries)
-    """What of a state belongs to one of several bit-widths."""
-    deploy: Mapping[int, Callable[[State], State]] = field(default_factory=dict)
-    """Bit-width -> the weights of a state as deployed, quantized ones alone."""
-    lifts_codes: bool = False
-    """Whether updates are codes."""
-    mechanism: GaussianMechanism | None = None
-    """Set where devices are to have differential privacy."""
-    seed: int = 0
-    """Of the run: what is repeatable in the mechanism derives from it."""
-    weighs_by_error: bool = False
-    """Whether a device weighs its samples over the relative quantization error of its bit-width,
-    instead of its samples."""
 
 
 class PackedUpdates(FedAvg):

@@ -20,8 +20,9 @@ from server.exchange.registry import DeviceRegistry
 from server.model.global_model import GlobalModel
 from server.records.recorder import Recorder
 from server.records.reporting import quiet_flower
+from server.rounds.session import Session
 from server.rounds.stages import copied_state, float_strategy
-from server.rounds.synchronous import Session, run_stage
+from server.rounds.synchronous import run_stage
 from simulations.engines.local import LocalGrid
 from simulations.runner import CLIENT_APP
 from simulations.throughput.task import Timing, task_config

@@ -40,7 +40,8 @@ from server.exchange.replies import MAX_MAGNITUDE
 from server.model.forms import to_record, to_state
 from server.records.reporting import quiet_flower
 from server.strategies.flower import make_strategy
-from server.strategies.packed_updates import PackedUpdates, StagePlan
+from server.strategies.packed_updates import PackedUpdates
+from server.strategies.stage_plan import StagePlan
 from tests.unit.fake_grid import FakeGrid, node_id_of
 
 HOSTILE, HONEST = 10, 2

@@ -22,8 +22,8 @@ from server.exchange.registry import DeviceRegistry
 from server.model.aggregation import State
 from server.records.recorder import Recorder
 from server.rounds.asynchronous import run_asynchronous_stage
-from server.rounds.synchronous import Session
-from server.strategies.packed_updates import StagePlan
+from server.rounds.session import Session
+from server.strategies.stage_plan import StagePlan
 from simulations.emulation.clock import VirtualClock
 from tests.unit.fake_grid import FakeGrid, is_query, query_reply
 from tests.unit.test_server_app import SilentReporter

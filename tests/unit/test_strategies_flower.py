@@ -25,7 +25,8 @@ from server.strategies.flower import (
     required_replies,
     strategy_parameters,
 )
-from server.strategies.packed_updates import PackedUpdates, StagePlan
+from server.strategies.packed_updates import PackedUpdates
+from server.strategies.stage_plan import StagePlan
 from tests.unit.fake_grid import FakeGrid, node_id_of
 
 State = dict[str, NDArray[np.float32]]

@@ -14,7 +14,8 @@ from common.config import StrategyConfig
 from common.messages import Stage
 from server.checkpoints.strategy_state import restore_strategy, strategy_state
 from server.strategies.flower import STRATEGIES, make_strategy
-from server.strategies.packed_updates import PackedUpdates, StagePlan
+from server.strategies.packed_updates import PackedUpdates
+from server.strategies.stage_plan import StagePlan
 
 
 def new_strategy(name: str) -> PackedUpdates:
