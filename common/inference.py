@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.augmentation import normalize
-from common.data.datasets import Dataset
+from common.data.datasets import Dataset, ImageSet
 from common.precision import forward_in
 
 EVALUATION_BATCH = 64
@@ -48,6 +48,12 @@ def predict_logits(
         ]
     model.train(was_training)
     return torch.cat(logits).float()
+
+
+def top1(model: nn.Module, images: ImageSet, dataset: Dataset) -> float:
+    """Top-1 accuracy in percent."""
+    hits = predict_logits(model, images.images, dataset).argmax(1) == images.labels
+    return 100.0 * int(hits.sum()) / len(images)
 
 
 def _batches(images: Tensor, indices: Tensor | None, batch_size: int) -> Iterator[Tensor]:

@@ -1,5 +1,5 @@
-"""The harness: federations and experiments on this machine.
+"""The harness: federations and experiments on this machine (cli, runner).
 
-What commands share, from the bottom up: settings, display, engines, emulation. A package for each
-command, or for two that go together: paper, pretraining, planner, comparison, throughput, bench.
+What commands share: settings, display, results, engines and, above them, emulation. Each other
+package is a command of its own, or two that go together; they don't know each other.
 """

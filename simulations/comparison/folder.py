@@ -16,8 +16,7 @@ from typing import Any
 from common.errors import UserError
 from simulations.comparison.records import is_finished, is_run_folder, read_settings
 from simulations.comparison.sweep import PlannedRun, Sweep
-from simulations.file_lock import hold
-from simulations.paper.results import write_atomically
+from simulations.results.files import hold, write_atomically
 
 FORMAT = 1
 COMPARISON_FILE = "comparison.json"

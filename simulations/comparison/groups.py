@@ -13,8 +13,8 @@ from common.config import Config
 from common.errors import UserError
 from common.settings import Scalar
 from simulations.comparison.records import RunRecord
-from simulations.paper.results import PLACES
-from simulations.spread import Spread
+from simulations.results.spread import Spread
+from simulations.settings.scenario import PLACES
 
 SEED = "run.seed"
 NOT_COMPARED = frozenset({*PLACES, SEED})

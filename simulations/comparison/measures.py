@@ -14,7 +14,7 @@ from simulations.comparison.progress import (
     virtual_clock,
 )
 from simulations.comparison.records import RunRecord
-from simulations.spread import Spread
+from simulations.results.spread import Spread
 
 
 def _from_summary(name: str) -> Callable[[RunRecord], float | None]:

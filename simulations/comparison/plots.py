@@ -16,7 +16,7 @@ from common.extras import import_extra
 from simulations.comparison.curves import AXES, Axis, Curve, curve
 from simulations.comparison.groups import Comparison
 from simulations.comparison.measures import ACCURACY, device_seconds
-from simulations.spread import Spread
+from simulations.results.spread import Spread
 
 NEEDED_FOR = "the pictures of a report"
 NUM_COLOURS = 8

@@ -14,7 +14,7 @@ from simulations.comparison.page import to_html
 from simulations.comparison.records import RunRecord, is_finished, is_run_folder, read_run
 from simulations.comparison.tables import Origin, figures_table, to_csv, to_markdown
 from simulations.display.terminal import print_line
-from simulations.paper.results import write_atomically
+from simulations.results.files import write_atomically
 
 REPORT_FILE = "report.html"
 CSV_FILE = "table.csv"

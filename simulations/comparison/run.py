@@ -11,12 +11,12 @@ from rich.console import Console
 
 from common.config import Config
 from common.messages import Stage
+from common.units import format_duration
 from simulations.comparison.folder import ComparisonFolder
 from simulations.comparison.records import RunRecord, read_run
 from simulations.comparison.sweep import RUN_OUT, PlannedRun
 from simulations.display.console import ConsoleReporter, describe_run
 from simulations.display.terminal import print_line
-from simulations.paper.progress import format_duration
 from simulations.settings.scenario import Scenario
 
 RunScenario = Callable[[Scenario, ConsoleReporter], object]

@@ -22,8 +22,7 @@ from simulations.comparison.groups import (
     short_names,
 )
 from simulations.emulation.fleet import fit_scenario, load_fleet
-from simulations.paper.results import PLACES
-from simulations.settings.scenario import Scenario, parse_overrides, read_scenario
+from simulations.settings.scenario import PLACES, Scenario, parse_overrides, read_scenario
 from simulations.settings.shipped import SCENARIOS
 
 RUN_OUT = "run.out"

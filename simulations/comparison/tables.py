@@ -16,7 +16,7 @@ from simulations.comparison.groups import (
 )
 from simulations.comparison.measures import ACCURACY, notes_on, report_measures
 from simulations.display.text_table import MISSING, TextTable
-from simulations.spread import Spread
+from simulations.results.spread import Spread
 
 MOST_COLUMNS = 4
 """More settings that vary than these have a table of their own."""

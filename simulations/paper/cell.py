@@ -23,13 +23,13 @@ from common.config import Config, DataConfig, ModelConfig
 from common.data.datasets import Dataset, ImageSet, load_dataset
 from common.errors import UserError
 from common.folding import fold_batch_norm
-from common.inference import predict_logits
+from common.inference import predict_logits, top1
 from common.models import create_model, load_state
 from common.qat import prepare
 from common.seeding import torch_generator
 from server.model.evaluation import torch_threads
 from server.records.summary import versions
-from simulations.paper.results import CellResult
+from simulations.paper.folder import CellResult
 
 PARTITION = 0
 """The one device's place in the random streams: those of the first device of a federation."""
@@ -268,9 +268,3 @@ def float_model(name: str, dataset: Dataset, generator: torch.Generator | None =
         in_channels=train.images.shape[1],
         generator=generator,
     )
-
-
-def top1(model: nn.Module, images: ImageSet, dataset: Dataset) -> float:
-    """Top-1 accuracy in percent."""
-    hits = predict_logits(model, images.images, dataset).argmax(1) == images.labels
-    return 100.0 * int(hits.sum()) / len(images)

@@ -47,9 +47,9 @@ def _paper(options: argparse.Namespace) -> int:
     # Imported late: `--help` and the other commands need none of it.
     from rich.console import Console
 
+    from simulations.paper.folder import ResultFolder
     from simulations.paper.grid import select_cells
     from simulations.paper.grid_file import load_grid
-    from simulations.paper.results import ResultFolder
     from simulations.paper.run import command_line, default_folder, run_cells, write_tables
     from simulations.torch_device import torch_device
 

@@ -11,13 +11,15 @@ from rich.console import Console
 
 from common.config import ModelConfig
 from common.errors import UserError
+from common.units import format_duration
+from simulations.display.progress import TrainingProgress
 from simulations.display.terminal import print_line
 from simulations.paper.cell import Workbench, find_teacher, run_cell
+from simulations.paper.folder import CellResult, ResultFolder, cell_key
 from simulations.paper.grid import Cell, Grid
 from simulations.paper.plot import to_png
-from simulations.paper.progress import GridProgress, format_duration
-from simulations.paper.results import CellResult, ResultFolder, cell_key, write_atomically
 from simulations.paper.table import collect, text_tables, to_csv, to_markdown
+from simulations.results.files import write_atomically
 
 
 def run_cells(
@@ -39,7 +41,7 @@ def run_cells(
         find_teacher(cell.config.data, cell.config.model)
     workbench = Workbench(device)
     checked: set[ModelConfig] = set()
-    with GridProgress(console, sum(cell.work for cell in waiting.values())) as progress:
+    with TrainingProgress(console, sum(cell.work for cell in waiting.values())) as progress:
         if num_kept:
             progress.note(f"{num_kept} cells are finished already, {len(waiting)} to run")
         left = list(enumerate(waiting.values(), start=1))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulations.display.text_table import MISSING, TextTable
+from simulations.paper.folder import CellResult, cell_key
 from simulations.paper.grid import Cell, Grid
-from simulations.paper.results import CellResult, cell_key
-from simulations.spread import Spread
+from simulations.results.spread import Spread
 
 DIVERGED = "diverged"
 

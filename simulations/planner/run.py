@@ -17,12 +17,12 @@ from simulations.emulation.fleet import DeviceFleet, load_fleet
 from simulations.emulation.flops import count_flops
 from simulations.emulation.hardware import Emulation
 from simulations.emulation.workload import Workload
-from simulations.paper.results import write_atomically
 from simulations.planner.payload import known_inputs, measure_messages
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.plot import to_png
 from simulations.planner.rounds import FleetPlan
 from simulations.planner.summary import classes_table, rounds_table, to_csv, totals
+from simulations.results.files import write_atomically
 from simulations.settings.scenario import load_scenario, parse_overrides
 
 CSV_FILE, PICTURE_FILE = "rounds.csv", "rounds.png"

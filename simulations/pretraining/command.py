@@ -39,7 +39,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from common.data.datasets import load_dataset
-    from simulations.paper.progress import GridProgress
+    from simulations.display.progress import TrainingProgress
     from simulations.pretraining.run import check_out, pretrain, pretrain_config
     from simulations.settings.scenario import parse_overrides
     from simulations.torch_device import torch_device
@@ -51,7 +51,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     device = torch_device(options.device)
     data = config.data
     dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
-    with GridProgress(Console(), 1.0) as progress:
+    with TrainingProgress(Console(), 1.0) as progress:
         title = f"{options.model} on {options.dataset}"
 
         def on_start(epochs_done: int) -> None:

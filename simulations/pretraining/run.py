@@ -21,12 +21,12 @@ from common.checkpoints import save_checkpoint
 from common.config import Config
 from common.data.datasets import Dataset
 from common.errors import UserError
+from common.inference import top1
 from common.models import create_model, model_state
 from common.seeding import torch_generator
 from common.settings import Scalar
 from server.model.evaluation import torch_threads
 from server.records.summary import versions
-from simulations.paper.cell import top1
 
 DEFAULTS: Mapping[str, Scalar] = {
     "training.loss": "ce",

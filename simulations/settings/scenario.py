@@ -16,6 +16,9 @@ from common.settings import Scalar, refuse_unknown
 from simulations.settings.shipped import SCENARIOS
 from simulations.settings.yaml_text import parse_yaml, read_yaml
 
+PLACES = frozenset({"data.root", "run.out"})
+"""Settings that say where things are, not what is done."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:

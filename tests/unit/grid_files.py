@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from simulations.paper.folder import CellResult
 from simulations.paper.grid import Grid
 from simulations.paper.grid_file import load_grid
-from simulations.paper.results import CellResult
 
 GRID = """\
 # A small grid

@@ -8,9 +8,10 @@ import torch
 from common.checkpoints import save_checkpoint
 from common.config import Config
 from common.errors import UserError
+from common.inference import top1
 from common.models import create_model, load_state, model_state
 from common.settings import Scalar
-from simulations.paper.cell import Workbench, run_cell, top1
+from simulations.paper.cell import Workbench, run_cell
 from simulations.pretraining.run import pretrain, pretrain_config
 
 CPU = torch.device("cpu")

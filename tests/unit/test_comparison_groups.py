@@ -20,7 +20,7 @@ from simulations.comparison.groups import (
 )
 from simulations.comparison.measures import ACCURACY, MEASURES
 from simulations.comparison.records import RunRecord
-from simulations.spread import Spread
+from simulations.results.spread import Spread
 
 MEASURE = {measure.name: measure for measure in MEASURES}
 

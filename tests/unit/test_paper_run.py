@@ -11,10 +11,10 @@ from rich.console import Console
 from common.config import Config
 from common.errors import UserError
 from simulations import cli
+from simulations.display.progress import TrainingProgress
 from simulations.paper import run
 from simulations.paper.cell import Workbench
-from simulations.paper.progress import GridProgress, format_duration
-from simulations.paper.results import CellResult, ResultFolder
+from simulations.paper.folder import CellResult, ResultFolder
 from simulations.paper.run import command_line, run_cells
 from tests.unit.grid_files import make_grid, make_result, write_grid
 
@@ -196,9 +196,9 @@ def test_seeds_are_whole_numbers(seeds: str, capsys: pytest.CaptureFixture[str])
 def test_without_a_terminal_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of the work takes 30 s: 90 s are left. At most one line in 60 s within a cell."""
     now = [0.0]
-    monkeypatch.setattr("simulations.paper.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("simulations.display.progress.time.monotonic", lambda: now[0])
     out = console()
-    with GridProgress(out, 4.0) as progress:
+    with TrainingProgress(out, 4.0) as progress:
         progress.begin("first", 1.0, 10)
         now[0] = 30.0
         progress.advance(0.95)
@@ -217,10 +217,3 @@ def test_without_a_terminal_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> 
         "second, epoch 3/3  39 s left",
         "second: done",
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(42.4, "42 s"), (420, "7 min"), (11100, "3 h 05 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text

@@ -13,10 +13,10 @@ from common.checkpoints import load_checkpoint
 from common.config import Config
 from common.data.datasets import Dataset, load_dataset
 from common.errors import UserError
+from common.inference import top1
 from common.models import create_model, load_state
 from common.settings import Scalar
 from simulations import cli
-from simulations.paper.cell import top1
 from simulations.pretraining import run as pretrain
 
 CPU = torch.device("cpu")

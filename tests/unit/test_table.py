@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from simulations.paper.folder import CellResult, cell_key
 from simulations.paper.grid import Grid
 from simulations.paper.plot import to_png
-from simulations.paper.results import CellResult, cell_key
 from simulations.paper.table import Entry, collect, text_tables, to_csv, to_markdown
-from simulations.spread import Spread
+from simulations.results.spread import Spread
 from tests.unit.grid_files import GRID, make_grid, make_result
 
 

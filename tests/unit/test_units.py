@@ -1,6 +1,8 @@
 """Quantities as text."""
 
-from common.units import format_bytes
+import pytest
+
+from common.units import format_bytes, format_duration
 
 
 def test_bytes_are_in_powers_of_ten() -> None:
@@ -14,3 +16,10 @@ def test_bytes_are_in_powers_of_ten() -> None:
         "1 MB",
         "2.5 GB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42.4, "42 s"), (420, "7 min"), (11100, "3 h 05 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

@@ -1,4 +1,4 @@
-"""What a grid shows while it runs: the cell, the epoch and the time left."""
+"""What trainings show while they run: which one, the epoch and the time left."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
+from common.units import format_duration
 from simulations.display.terminal import LiveLines
 
 SECONDS_BETWEEN_LINES = 60.0
-"""Without a terminal: how often a cell that takes long says where it is."""
+"""Without a terminal: how often a training that takes long says where it is."""
 
 
-class GridProgress(LiveLines):
+class TrainingProgress(LiveLines):
     """Progress of trainings one after the other; a context manager.
 
     On a terminal the current one is shown live below the lines of the finished ones; elsewhere
@@ -86,11 +87,3 @@ class GridProgress(LiveLines):
     def _say(self, text: str) -> None:
         self._spoken = time.monotonic()
         self._line(text)
-
-
-def format_duration(seconds: float) -> str:
-    """``42 s``, ``7 min``, ``3 h 05 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.atomic_file import replacing
 from common.errors import UserError
 from common.settings import Scalar
-from simulations.file_lock import hold
 from simulations.paper.grid import Cell, Grid
+from simulations.results.files import hold, write_atomically
+from simulations.settings.scenario import PLACES
 
 FORMAT = 1
 GRID_FILE = "grid.json"
 CELL_FOLDER = "cells"
-PLACES = frozenset({"data.root", "run.out"})
-"""Settings that say where things are, not what is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,19 +233,3 @@ def _read_json(path: Path) -> Any:
 
 def _write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it holds the old content or all of the new; makes its folder.
-
-    Raises:
-        UserError: it cannot be written, on a full disk for example.
-    """
-    try:
-        with replacing(path, durable=True) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}; what was finished before is "
-            f"kept, and the same command goes on from there"
-        ) from error

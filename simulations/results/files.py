@@ -1,4 +1,4 @@
-"""A lock that one process of this machine holds at a time, and that dies with it."""
+"""Files that several processes write: whole or not at all, and one process at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from common.atomic_file import replacing
 from common.errors import UserError
 
 
@@ -42,3 +43,19 @@ def hold(path: Path, *, wait: bool) -> Iterator[bool]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it holds the old content or all of the new; makes its folder.
+
+    Raises:
+        UserError: it cannot be written, on a full disk for example.
+    """
+    try:
+        with replacing(path, durable=True) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; what was finished before is "
+            f"kept, and the same command goes on from there"
+        ) from error

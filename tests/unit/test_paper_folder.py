@@ -1,4 +1,4 @@
-"""Tests of simulations.paper.results: what is finished stays, nothing is mixed."""
+"""Tests of simulations.paper.folder: what is finished stays, nothing is mixed."""
 
 import errno
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from simulations.paper.folder import ResultFolder, cell_key
 from simulations.paper.grid import Cell
-from simulations.paper.results import ResultFolder, cell_key
 from tests.unit.grid_files import GRID, make_grid, make_result
 
 

@@ -1,0 +1,1 @@
+"""Results of many runs: files that processes share, spreads over seeds."""
