@@ -93,24 +93,6 @@ def draw_crops(
     return Crops(top=top, left=left, mirrored=mirrored)
 
 
-def random_crop_flip(
-    images: Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True
-) -> Tensor:
-    """Shift every image by its own random offset, and mirror it with probability 1/2.
-
-    Args:
-        images: uint8 [b, channels, height, width].
-        generator: source of offsets and flips, see :func:`draw_crops`.
-        padding: largest shift in pixels, each way; what comes in from outside is black (0).
-        flip: whether images are mirrored.
-
-    Returns:
-        uint8 [b, channels, height, width], channels innermost in memory.
-    """
-    crops = draw_crops(len(images), generator, padding=padding, flip=flip)
-    return crop_flip(images, crops, padding=padding)
-
-
 def crop_flip(images: Tensor, crops: Crops, *, padding: int) -> Tensor:
     """Cut every image out of itself padded with black, and mirror some.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from common.data.augmentation import augment_batch, normalize, random_crop_flip
+from common.data.augmentation import augment_batch, crop_flip, draw_crops, normalize
 from common.data.datasets import Dataset, ImageSet
 
 
@@ -16,6 +16,13 @@ def seeded(seed: int) -> torch.Generator:
 
 def random_images(*shape: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=seeded(0))
+
+
+def random_crop_flip(
+    images: Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True
+) -> Tensor:
+    crops = draw_crops(len(images), generator, padding=padding, flip=flip)
+    return crop_flip(images, crops, padding=padding)
 
 
 def dataset_of(images: Tensor, *, crop_padding: int, flip: bool) -> Dataset:
