@@ -15,6 +15,7 @@ from common.atomic_file import replacing
 from common.devices import JOULES_PER_WH
 from common.extras import import_extra
 from common.messages import Stage
+from server.records.recorder import METRICS_FILE
 from server.records.summary import of_stage
 
 Line = Mapping[str, Any]
@@ -167,7 +168,7 @@ def plot_run(folder: Path, class_names: Sequence[str], summary: Line) -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_lines(folder / METRICS_FILE)
     rounds = [line for line in lines if line["kind"] == "round"]
     plot_timeline(lines, class_names, summary["fleet"], folder / "timeline.png")
     if any(line.get("accuracy") is not None for line in of_stage(rounds, Stage.QUANTIZED)):

@@ -22,6 +22,7 @@ from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
+from common.atomic_file import replacing
 from simulations.engines.allocator import keep_freed_memory
 
 FIRST_NODE_ID = 2
@@ -111,7 +112,8 @@ def run_message(app: ClientApp, fleet: Fleet, request: bytes) -> bytes:
             )
         )
     if state != kept:
-        _replace(state_file, state)
+        with replacing(state_file) as temporary:
+            temporary.write_bytes(state)
     return outcome
 
 
@@ -150,11 +152,3 @@ def _exit_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: the process may be killed at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)

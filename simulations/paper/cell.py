@@ -259,12 +259,7 @@ def _diverged(reason: str, teacher: Teacher, workbench: Workbench) -> CellResult
     )
 
 
-def float_model(name: str, dataset: Dataset, generator: torch.Generator | None = None) -> nn.Module:
+def float_model(name: str, dataset: Dataset) -> nn.Module:
     """A new float model for a data set, on the CPU."""
     train = dataset.train
-    return create_model(
-        name,
-        num_classes=train.num_classes,
-        in_channels=train.images.shape[1],
-        generator=generator,
-    )
+    return create_model(name, num_classes=train.num_classes, in_channels=train.images.shape[1])

@@ -15,9 +15,10 @@ from common.errors import UserError
 from common.messages import NUM_EXAMPLES, Reply, Stage, TrainRequest, record_bytes
 from common.models import create_model, load_state, model_state
 from common.payloads.update_choice import encode_update
-from common.payloads.updates import Metadata, encode_float, encode_int8
+from common.payloads.updates import Metadata, encode_float
 from common.qat import calibrate, prepare
 from common.seeding import numpy_generator, torch_generator
+from server.model.forms import pack_model
 
 INPUTS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "digits": (10, (1, 8, 8)),
@@ -88,7 +89,7 @@ def measure_messages(config: Config) -> MessageSizes:
     student = prepare(float_model, config.quantization)
     calibrate(student, [torch.rand(2, *image_shape)], config.quantization)
     base = model_state(student)
-    model = _downlink(base, config.federation.downlink_format)
+    model, _ = pack_model(base, config.federation.downlink_format)
     digest = "0" * 32
     request = TrainRequest(
         stage=Stage.QUANTIZED,
@@ -109,12 +110,6 @@ def measure_messages(config: Config) -> MessageSizes:
             )
         ),
     )
-
-
-def _downlink(state: dict[str, np.ndarray], downlink_format: str) -> bytes:
-    if downlink_format == "int8":
-        return encode_int8(state, {})
-    return encode_float(state, downlink_format, {})
 
 
 def _update(
