@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulations.comparison.groups import Group
-from simulations.comparison.progress import (
+from simulations.comparison.positions import (
     PositionsOf,
     rounds_passed,
     running_total,

@@ -7,7 +7,7 @@ from functools import partial
 
 from common.units import format_bytes
 from simulations.comparison.groups import Measure
-from simulations.comparison.progress import (
+from simulations.comparison.positions import (
     PositionsOf,
     rounds_passed,
     running_total,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from simulations.comparison.curves import AXES, curve
 from simulations.comparison.groups import Group
-from simulations.comparison.progress import running_total, virtual_clock
+from simulations.comparison.positions import running_total, virtual_clock
 from simulations.comparison.records import read_run
 from tests.unit.run_folders import write_run
 
