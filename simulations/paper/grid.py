@@ -19,8 +19,9 @@ WITHOUT_EFFECT: dict[tuple[str, Scalar], str] = {
 }
 """Setting and value -> a setting that then has no effect: such cells are one cell."""
 
-SCORING_COST = 0.25
-"""Of scoring an image, relative to training on it: one forward pass of two, none backward."""
+STUDENT_PASS_COST = 0.25
+"""Of scoring an image, relative to training on it: one forward pass of two, none backward. The
+teacher's outputs are there: all cells share them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Cell:
         share = 1.0 if coreset.selection == "full" else coreset.fraction
         scored_epochs = max(0, epochs - first_scored_epoch(coreset))
         num_selections = math.ceil(scored_epochs / selection_interval(coreset))
-        return epochs * share + SCORING_COST * num_selections * scored
+        return epochs * share + STUDENT_PASS_COST * num_selections * scored
 
 
 @dataclass(frozen=True, kw_only=True)

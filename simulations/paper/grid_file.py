@@ -32,11 +32,15 @@ from simulations.settings.scenario import flatten_settings, parse_overrides
 from simulations.settings.shipped import GRIDS
 from simulations.settings.yaml_text import read_yaml
 
-FEDERATED_SECTIONS = ("federation", "strategy", "fleet", "warmup")
+FEDERATED_SECTIONS = (
+    *("federation", "strategy", "fleet", "warmup", "attack", "privacy", "evaluation"),
+)
 FEDERATED_KEYS = frozenset(
     {
         "run.seed",
         "run.out",
+        "run.resume",
+        "run.tensorboard",
         "data.num-devices",
         "data.partition",
         "data.alpha",
@@ -44,6 +48,10 @@ FEDERATED_KEYS = frozenset(
         "data.shards-per-device",
         "data.min-samples",
         "data.holdout-fraction",
+        "coreset.adaptive",
+        "coreset.adaptive-floor",
+        "coreset.adaptive-cap",
+        "training.partial-work",
     }
 )
 """Settings that mean nothing on one device, or that the command line has an option for."""

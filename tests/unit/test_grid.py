@@ -137,6 +137,21 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str
     assert str(caught.value).startswith("grid small")
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("attack.name=scale", "privacy.mechanism=central", "evaluation.interval=2"),
+        *("coreset.adaptive=true", "training.partial-work=true", "run.tensorboard=true"),
+    ],
+)
+def test_settings_of_a_federation_are_refused(tmp_path: Path, setting: str) -> None:
+    """On one device they would be ignored: the table would say what was not done."""
+    path = tmp_path / "small.yaml"
+    path.write_text(GRID)
+    with pytest.raises(UserError, match=rf"{setting.split('=')[0]} has no effect on one device"):
+        load_grid(str(path), [setting])
+
+
 @pytest.mark.parametrize("text", ["- a list", "axes: {a: [", "axes: 3", "settings: {}"])
 def test_what_is_no_grid_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="grid"):
