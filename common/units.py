@@ -11,8 +11,17 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """``42 s``, ``7 min``, ``3 h 05 min``."""
+    """``0.3 s``, ``42 s``, ``7 min``, ``3 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_energy(joules: float) -> str:
+    """``950 J``, ``1.23 kJ``, ``1,230 kJ``."""
+    if joules < 999.5:
+        return f"{joules:.3g} J"
+    return f"{joules / 1e3:,.3g} kJ" if joules < 1e6 else f"{joules / 1e3:,.0f} kJ"

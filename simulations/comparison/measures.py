@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from common.units import format_bytes
+from common.units import format_bytes, format_energy
 from simulations.comparison.groups import Measure
 from simulations.comparison.positions import (
     PositionsOf,
@@ -99,9 +99,7 @@ def _show_rounds(spread: Spread) -> str:
 
 
 def _show_joules(spread: Spread) -> str:
-    if spread.mean < 999.5:
-        return f"{spread.mean:.3g} J"
-    return f"{spread.mean / 1e3:,.3g} kJ" if spread.mean < 1e6 else f"{spread.mean / 1e3:,.0f} kJ"
+    return format_energy(spread.mean)
 
 
 def _show_bytes(spread: Spread) -> str:

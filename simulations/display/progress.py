@@ -61,7 +61,7 @@ class TrainingProgress(LiveLines):
         """The current training is over: say what came of it."""
         self._done += self._current
         self._current = 0.0
-        self._say(f"{line}  {self._left(self._done)}".rstrip())
+        self._say(", ".join(filter(None, (line, self._left(self._done)))))
         self._progress.update(self._task, completed=self._done)
 
     def note(self, text: str) -> None:
@@ -82,7 +82,7 @@ class TrainingProgress(LiveLines):
             return ""
         elapsed = max(time.monotonic() - self._started, 1e-9)
         speed = (done - self._earlier) / elapsed
-        return f"{format_duration((self._total - done) / speed)} left"
+        return f"about {format_duration((self._total - done) / speed)} left"
 
     def _say(self, text: str) -> None:
         self._spoken = time.monotonic()

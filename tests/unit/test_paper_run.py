@@ -60,7 +60,7 @@ def test_finished_cells_are_not_run_again(
     assert len(trained) == 5
     assert isinstance(out.file, io.StringIO)
     assert "3 cells are finished already, 5 to run" in out.file.getvalue()
-    assert "[5/5] res, 10 %, seed 1: 61.00 %, training 10 s, selection 1 s" in out.file.getvalue()
+    assert "[5/5] res, 10 %, seed 1: 61.00 %, training 10 s, selection 1.0 s" in out.file.getvalue()
 
 
 def test_an_interrupted_grid_keeps_what_is_finished(
@@ -213,7 +213,7 @@ def test_without_a_terminal_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(out.file, io.StringIO)
     # Two thirds of 3 and the 1 before are 3.01 of 4 in 120 s: 0.99 are left, 39 s.
     assert out.file.getvalue().splitlines() == [
-        "first: done  2 min left",
-        "second, epoch 3/3  39 s left",
+        "first: done, about 2 min left",
+        "second, epoch 3/3, about 39 s left",
         "second: done",
     ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.units import format_bytes, format_duration
+from common.units import format_bytes, format_duration, format_energy
 
 
 def test_bytes_are_in_powers_of_ten() -> None:
@@ -19,7 +19,15 @@ def test_bytes_are_in_powers_of_ten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(42.4, "42 s"), (420, "7 min"), (11100, "3 h 05 min")]
+    ("seconds", "text"),
+    [(0.32, "0.3 s"), (42.4, "42 s"), (420, "7 min"), (11100, "3 h 05 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("joules", "text"), [(101.6, "102 J"), (1230.0, "1.23 kJ"), (2.5e9, "2,500,000 kJ")]
+)
+def test_energies(joules: float, text: str) -> None:
+    assert format_energy(joules) == text
