@@ -121,7 +121,7 @@ def run_asynchronous_stage(
                 session.recorder.write({**line, "staleness": staleness})
         if tally.refused:
             problem = describe_refusals(tally.refused)
-            session.reporter.note(f"{plan.stage} round {number}: refused: {problem}")
+            session.reporter.note(f"{plan.stage} round {number}: no update from {problem}")
 
         staleness_of_updates = buffer.staleness
         is_done = len(buffer) >= settings.buffer_size

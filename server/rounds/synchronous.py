@@ -70,7 +70,7 @@ def run_stage(
             session.recorder.write(device_line)
         if judgement.refused:
             problem = describe_refusals(judgement.refused)
-            session.reporter.note(f"{plan.stage} round {number}: refused: {problem}")
+            session.reporter.note(f"{plan.stage} round {number}: no update from {problem}")
         if aggregated is not None:
             num_done += 1
             state = {**state, **to_state(aggregated)}

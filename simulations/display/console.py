@@ -13,7 +13,7 @@ from rich.table import Table
 from common.bit_widths import describe_accuracies
 from common.config import FLOAT_BITS, Config
 from common.messages import Stage
-from common.units import format_bytes
+from common.units import format_bytes, format_duration, format_energy
 from simulations.display.terminal import LiveLines
 
 STAGE_NAMES = {
@@ -41,11 +41,12 @@ class ConsoleReporter(LiveLines):
         )
         self._task = self._progress.add_task("", total=None, visible=False, devices="")
         self._num_rounds = 0
-        self._run_folder = Path()
+        self.run_folder: Path | None = None
+        """Of the run that has begun."""
 
     def start(self, config: Config, run_folder: Path) -> None:
         """Say what is run."""
-        self._run_folder = run_folder
+        self.run_folder = run_folder
         self._line(describe_run(config))
 
     def stage(self, name: Stage, num_rounds: int) -> None:
@@ -72,7 +73,7 @@ class ConsoleReporter(LiveLines):
         """Print the results and where they are."""
         self._progress.stop()
         self.console.print(results_table(summary))
-        self._line(f"results: {self._run_folder}")
+        self._line(f"results: {self.run_folder}")
 
 
 def describe_run(config: Config) -> str:
@@ -107,6 +108,8 @@ def describe_round(
         parts.append(f"training loss {metrics['train_loss']:.4f}")
     parts.append(f"{metrics['num_accepted']}/{metrics['num_asked']} devices")
     parts.append(f"up {format_bytes(metrics['upload_bytes'])}")
+    if metrics.get("virtual_seconds") is not None:
+        parts.append(f"{metrics['virtual_seconds']:.3g} virtual s")
     parts.append(f"{metrics['round_seconds']:.1f} s")
     return "  ".join(parts)
 
@@ -127,15 +130,21 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(f"  best round at {width} bits", _percent(accuracy))
     table.add_section()
     upload, reference = summary["upload_bytes"], summary["float32_upload_bytes"]
-    table.add_row("sent by devices", format_bytes(upload))
+    table.add_row(f"sent by devices, {method} rounds", format_bytes(upload))
     table.add_row("  the same as float32", format_bytes(reference))
     if reference:
         table.add_row("  share", f"{100 * upload / reference:.1f} %")
-    table.add_row("sent to devices", format_bytes(summary["download_bytes"]))
+    table.add_row(f"sent to devices, {method} rounds", format_bytes(summary["download_bytes"]))
     table.add_section()
     table.add_row("selecting coresets, all devices", f"{summary['select_seconds']:.1f} s")
     table.add_row("training, all devices", f"{summary['train_seconds']:.1f} s")
     table.add_row("wall clock", f"{summary['wall_seconds']:.1f} s")
+    if "virtual_seconds" in summary:
+        table.add_section()
+        table.add_row(
+            f"virtual time, fleet {summary['fleet']}", format_duration(summary["virtual_seconds"])
+        )
+        table.add_row("energy, all devices", format_energy(summary["joules"]))
     return table
 
 

@@ -7,7 +7,12 @@ from rich.console import Console
 
 from common.config import Config
 from common.messages import Stage
-from simulations.display.console import ConsoleReporter, describe_run
+from simulations.display.console import (
+    ConsoleReporter,
+    describe_round,
+    describe_run,
+    results_table,
+)
 
 SUMMARY = {
     "dataset": "digits",
@@ -71,10 +76,21 @@ def test_the_table_compares_with_float32() -> None:
     assert table["2w32a before QuaRC"] == "17.27 %"
     assert table["2w32a after QuaRC, last round"] == "90.50 %"
     assert table["2w32a after QuaRC, best round"] == "not finite"
-    assert table["sent by devices"] == "80 kB"
+    assert table["sent by devices, QuaRC rounds"] == "80 kB"
     assert table["share"] == "8.0 %"
-    assert table["sent to devices"] == "1.5 MB"
+    assert table["sent to devices, QuaRC rounds"] == "1.5 MB"
     assert table["wall clock"] == "30.0 s"
+
+
+def test_emulated_runs_tell_virtual_time_and_energy() -> None:
+    """5,400 s are 90 minutes; the wall clock stays beside it."""
+    line = describe_round(Stage.QUANTIZED, 1, 10, {**ROUND, "virtual_seconds": 12.345})
+    assert line.endswith("up 1 kB  12.3 virtual s  2.0 s")
+    summary = {**SUMMARY, "fleet": "pi-lab", "virtual_seconds": 5400.0, "joules": 1230.0}
+    table = results_table(summary)
+    cells = dict(zip(*(column.cells for column in table.columns), strict=True))
+    assert cells["virtual time, fleet pi-lab"] == "1 h 30 min"
+    assert cells["energy, all devices"] == "1.23 kJ"
 
 
 def test_a_terminal_shows_the_devices_of_the_round_that_runs() -> None:
