@@ -130,7 +130,10 @@ def describe(error: BaseException) -> str:
 
 
 def serve(fleet: Fleet, requests: connection.Connection) -> None:
-    """The main function of a worker process: answer messages until the pipe closes."""
+    """The main function of a worker process: answer messages until the pipe closes.
+
+    It closes by itself, or breaks in the middle of an answer, when the parent is killed.
+    """
     import torch  # see WorkerPool on why late
 
     keep_freed_memory()
@@ -140,10 +143,9 @@ def serve(fleet: Fleet, requests: connection.Connection) -> None:
     requests.send_bytes(READY)
     while True:
         try:
-            request = requests.recv_bytes()
-        except EOFError:
+            requests.send_bytes(run_message(app, fleet, requests.recv_bytes()))
+        except (EOFError, ConnectionError):
             return
-        requests.send_bytes(run_message(app, fleet, request))
 
 
 def _exit_with_parent() -> None:
