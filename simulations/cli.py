@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from common.arguments import add_settings_argument
 from common.errors import UserError
+from server.records.recorder import CONFIG_FILE
 from simulations.bench.command import add_bench_command
 from simulations.comparison.command import add_compare_command, add_report_command
 from simulations.display.terminal import print_line
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except UserError as error:
         return _fail(str(error), code=2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", code=130)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", code=130)
     except Exception as error:
         if options.debug:
             raise
@@ -53,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a federation on this machine")
-    run.add_argument("scenario", metavar="SCENARIO", help="a name from `list`, or a YAML file")
+    run.add_argument(
+        "scenario",
+        metavar="SCENARIO",
+        nargs="?",
+        help="a name from `list`, or a YAML file (default with --resume: the run's settings)",
+    )
     add_settings_argument(run, "replace settings of the scenario, for example data.alpha=0.1")
     run.add_argument("--out", metavar="DIR", help="new or empty folder for the results")
     run.add_argument(
@@ -97,15 +104,42 @@ def _run(options: argparse.Namespace) -> int:
         if not Path(options.resume).is_dir():
             raise UserError(f"--resume {options.resume}: expected the folder of a run")
         overrides.append(f"run.resume={_quoted(options.resume)}")
-    scenario = load_scenario(options.scenario, overrides)
+        if options.scenario is None:
+            # Its settings name the folder that it was begun in.
+            overrides.append("run.out=")
+    scenario = load_scenario(_scenario_of(options), overrides)
     prepare_process(options)
 
     # Imported late: `list` and bad input need no Flower.
     from simulations.display.console import ConsoleReporter
 
     with ConsoleReporter(Console()) as reporter:
-        run_with(options, scenario, reporter)
+        try:
+            run_with(options, scenario, reporter)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_go_on(options, reporter.run_folder)) from None
     return 0
+
+
+def _scenario_of(options: argparse.Namespace) -> str:
+    """What is to be run: of a run that goes on, by default, what it was begun with."""
+    if options.scenario is not None:
+        return str(options.scenario)
+    if options.resume is None:
+        raise UserError("run: expected a SCENARIO (`list` names them), or --resume DIR")
+    settings = Path(options.resume) / CONFIG_FILE
+    if not settings.is_file():
+        raise UserError(f"--resume {options.resume}: there is no {CONFIG_FILE}: name its SCENARIO")
+    return str(settings)
+
+
+def _how_to_go_on(options: argparse.Namespace, run_folder: Path | None) -> str:
+    if run_folder is None or not (run_folder / CONFIG_FILE).exists():
+        return "interrupted"
+    command = ["python", "-m", "simulations", "run", "--resume", str(run_folder)]
+    if options.engine != "local":
+        command += ["--engine", options.engine]
+    return f"interrupted; to go on after the last finished round: {shlex.join(command)}"
 
 
 def _list(options: argparse.Namespace) -> int:

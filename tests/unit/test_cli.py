@@ -6,6 +6,7 @@ import pytest
 
 from common.settings import Scalar
 from simulations import cli, engine_options, runner
+from simulations.display.console import ConsoleReporter
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,29 @@ def test_a_run_goes_on_in_a_folder_that_is_there(
     assert "expected the folder of a run" in capsys.readouterr().err.replace("\n", " ")
     arguments = ["run", "digits", "--resume", str(tmp_path), "--out", str(tmp_path / "other")]
     assert cli.main(arguments) == 2
+
+
+def test_a_run_goes_on_with_its_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("run: {seed: 7, out: runs/elsewhere}\n")
+
+    def run(scenario: runner.Scenario, reporter: ConsoleReporter, **options: object) -> None:
+        assert scenario.config.run.seed == 7
+        reporter.start(scenario.config, Path(scenario.config.run.resume))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_scenario", run)
+    assert cli.main(["run", "--resume", str(folder)]) == 130
+    hint = f"python -m simulations run --resume {folder}"
+    assert capsys.readouterr().err.splitlines() == [
+        f"interrupted; to go on after the last finished round: {hint}"
+    ]
+    (folder / "config.yaml").unlink()
+    assert cli.main(["run", "--resume", str(folder)]) == 2
+    assert cli.main(["run"]) == 2
 
 
 def test_list_names_and_describes_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
