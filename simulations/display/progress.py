@@ -61,7 +61,7 @@ class TrainingProgress(LiveLines):
         """The current training is over: say what came of it."""
         self._done += self._current
         self._current = 0.0
-        self._say(", ".join(filter(None, (line, self._left(self._done)))))
+        self._say(_joined(line, self._left(self._done)))
         self._progress.update(self._task, completed=self._done)
 
     def note(self, text: str) -> None:
@@ -75,7 +75,7 @@ class TrainingProgress(LiveLines):
         self._progress.update(self._task, description=where, completed=done, left=left)
         is_silent = time.monotonic() - self._spoken < SECONDS_BETWEEN_LINES
         if not self.console.is_terminal and not is_silent:
-            self._say(f"{where}  {left}".rstrip())
+            self._say(_joined(where, left))
 
     def _left(self, done: float) -> str:
         if not self._earlier < done < self._total:
@@ -87,3 +87,7 @@ class TrainingProgress(LiveLines):
     def _say(self, text: str) -> None:
         self._spoken = time.monotonic()
         self._line(text)
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
