@@ -1,10 +1,15 @@
-"""The arithmetic of forward and backward passes: float32, or bfloat16 where that is faster."""
+"""The arithmetic of forward and backward passes: float32, or bfloat16 where that is faster.
+
+Settings are checked against the names here: torch, which takes seconds to load, is imported late.
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -22,6 +27,8 @@ def forward_in(precision: str, device: torch.device) -> AbstractContextManager[o
     """
     if precision == "float32":
         return nullcontext()
+    import torch
+
     # No cache of cast weights: quantized ones are new in every pass, and a kept one would be stale
     # after a step of the optimizer.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

@@ -20,7 +20,6 @@ from server.records.recorder import CONFIG_FILE
 from simulations.bench.command import add_bench_command
 from simulations.comparison.command import add_compare_command, add_report_command
 from simulations.display.terminal import print_line
-from simulations.emulation.fleet import fleet_overrides
 from simulations.engine_options import add_engine_options, prepare_process, run_with
 from simulations.engines.allocator import keep_freed_memory
 from simulations.paper.command import add_paper_command
@@ -97,6 +96,9 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError("run.out is set twice: by --set and by --out")
         overrides.append(f"run.out={_quoted(options.out)}")
     if options.fleet is not None:
+        # Imported late: it needs torch.
+        from simulations.emulation.fleet import fleet_overrides
+
         overrides += fleet_overrides(options.fleet, parse_overrides(overrides))
     if options.resume is not None:
         if "run.resume" in parse_overrides(overrides):

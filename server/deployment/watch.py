@@ -16,7 +16,6 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from common.errors import UserError
-from server.deployment.remote_run import RemoteRun
 from server.deployment.run_view import RunView
 from server.records.recorder import METRICS_FILE, SUMMARY_FILE
 
@@ -119,7 +118,14 @@ def watch(options: argparse.Namespace) -> int:
         UserError: if there is no such folder, or no such run at no such SuperLink.
     """
     run: str = options.run
-    source: Source = RemoteRun(run, options.ca) if "://" in run else RunFolder(Path(run))
+    source: Source
+    if "://" in run:
+        # Imported late: it needs Flower, which takes seconds.
+        from server.deployment.remote_run import RemoteRun
+
+        source = RemoteRun(run, options.ca)
+    else:
+        source = RunFolder(Path(run))
     console = Console()
     with contextlib.suppress(KeyboardInterrupt):
         source.read()
