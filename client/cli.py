@@ -51,9 +51,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BITS",
         help="weight bit-widths that this device trains at, as 4 or 2,4 (default: any)",
     )
-    run.add_argument("--threads", type=at_least(0), default=0, help="default: as the run says")
     run.add_argument(
-        "--max-memory", metavar="SIZE", help="of the whole client, as 512M: smaller passes"
+        "--threads", metavar="N", type=at_least(0), default=0, help="default: as the run says"
+    )
+    run.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        type=_size,
+        default=0,
+        help="of the whole client, as 512M: smaller passes",
     )
     run.add_argument(
         "--max-temperature",
@@ -75,34 +81,60 @@ def _parser() -> argparse.ArgumentParser:
         "measure", help="time and memory of training here, as a class for the fleet emulator"
     )
     measure.add_argument("--name", default="this-device", help="name of the class")
-    measure.add_argument("--model", default="resnet20")
+    measure.add_argument("--model", metavar="MODEL", default="resnet20", help="default: resnet20")
     measure.add_argument(
-        "--images", type=at_least(1), default=5000, help="on the device (default: 5000)"
+        "--images",
+        metavar="N",
+        type=at_least(1),
+        default=5000,
+        help="on the device (default: 5000)",
     )
     measure.add_argument(
-        "--image-size", type=at_least(1), default=32, help="side in pixels (default: 32)"
+        "--image-size",
+        metavar="PIXELS",
+        type=at_least(1),
+        default=32,
+        help="side (default: 32)",
     )
-    measure.add_argument("--batch-size", type=at_least(1), default=32)
-    measure.add_argument("--threads", type=at_least(1), default=1)
     measure.add_argument(
-        "--max-memory", metavar="SIZE", help="limit, as 512M; also finds the largest batch"
+        "--batch-size", metavar="N", type=at_least(1), default=32, help="default: 32"
+    )
+    measure.add_argument("--threads", metavar="N", type=at_least(1), default=1, help="default: 1")
+    measure.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        type=_size,
+        default=0,
+        help="limit, as 512M; also finds the largest batch",
     )
     measure.add_argument("--superlink", default="", metavar="HOST:PORT", help="measure latency to")
-    measure.add_argument("--ca", type=Path, help="certificate of the server's CA")
+    measure.add_argument("--ca", metavar="FILE", type=Path, help="certificate of the server's CA")
     measure.set_defaults(command=_measure)
     return parser
 
 
 def _add_place(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--superlink", required=required, default="", metavar="HOST:PORT")
-    parser.add_argument("--data", type=Path, help="folder CLASS/*.jpg")
-    parser.add_argument("--key", type=Path, required=required, help="this device's private key")
-    parser.add_argument("--ca", type=Path, required=required, help="certificate of the server's CA")
+    for option, metavar, kind, is_required, text in (
+        ("--superlink", "HOST:PORT", str, required, "where the server is"),
+        ("--data", "DIR", Path, False, "folder CLASS/*.jpg"),
+        ("--key", "FILE", Path, required, "this device's private key"),
+        ("--ca", "FILE", Path, required, "certificate of the server's CA"),
+    ):
+        parser.add_argument(option, metavar=metavar, type=kind, required=is_required, help=text)
+
+
+def _size(text: str) -> int:
+    """The type of an argument that is a size in bytes."""
+    from client.memory import parse_size
+
+    try:
+        return parse_size(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _run(options: argparse.Namespace) -> int:
     from client.launch import Launch, run_supernode
-    from client.memory import parse_size
 
     run_supernode(
         Launch(
@@ -113,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
             partition_id=options.partition_id,
             port=options.port,
             threads=options.threads,
-            max_memory_bytes=parse_size(options.max_memory) if options.max_memory else 0,
+            max_memory_bytes=options.max_memory,
             max_temperature=options.max_temperature,
             min_battery=options.min_battery,
             weight_bits=options.bits,
@@ -129,10 +161,13 @@ def _doctor(options: argparse.Namespace) -> int:
 
     from client.doctor import Subject, examine
 
-    table = Table("check", "", "what was found", "how to mend it")
+    table = Table()
+    for header in ("check", "result", "what was found", "how to mend it"):
+        # Whole paths and messages, however narrow the terminal is.
+        table.add_column(header, overflow="fold")
     failures = 0
     subject = Subject(
-        superlink=options.superlink, data=options.data, key=options.key, ca=options.ca
+        superlink=options.superlink or "", data=options.data, key=options.key, ca=options.ca
     )
     for finding in examine(subject):
         failures += not finding.passed
@@ -148,16 +183,18 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     from client.measure import measure_device, to_yaml
-    from client.memory import parse_size
     from client.workload import Workload
+    from common.config import ModelConfig
 
+    # Refused here: the process that trains would say it after its imports.
+    ModelConfig(name=options.model)
     workload = Workload(
         model=options.model,
         num_images=options.images,
         image_size=options.image_size,
         batch_size=options.batch_size,
         threads=options.threads,
-        max_memory_bytes=parse_size(options.max_memory) if options.max_memory else 0,
+        max_memory_bytes=options.max_memory,
     )
     report = measure_device(workload, options.superlink, options.ca)
     sys.stdout.write(to_yaml(options.name, workload, report))

@@ -63,8 +63,16 @@ def examine(subject: Subject) -> Iterator[Finding]:
     if subject.key is not None:
         yield _key(subject.key)
     if subject.ca is not None:
-        yield _certificate(subject.ca)
-        if subject.superlink:
+        yield (certificate := _certificate(subject.ca))
+    if subject.superlink:
+        if subject.ca is None or not certificate.passed:
+            yield Finding(
+                name="SuperLink",
+                passed=False,
+                detail=f"{subject.superlink} was not tried: that takes a good CA certificate",
+                remedy="give ca.crt of the server with --ca",
+            )
+        else:
             yield _connection(subject.superlink, subject.ca)
 
 
@@ -209,8 +217,10 @@ def _certificate(ca: Path) -> Finding:
 
     try:
         loaded = ssl.create_default_context(cafile=str(ca)).get_ca_certs()
-    except (OSError, ssl.SSLError) as error:
-        return finding(False, f"{ca}: {error}")
+    except ssl.SSLError:
+        return finding(False, f"{ca} holds no certificate")
+    except OSError as error:
+        return finding(False, f"{ca}: {error.strerror}")
     ends = [ssl.cert_time_to_seconds(str(entry["notAfter"])) for entry in loaded]
     if not ends:
         return finding(False, f"{ca} holds no CA certificate")
@@ -234,7 +244,7 @@ def _connection(superlink: str, ca: Path) -> Finding:
     except OSError as error:
         return finding(
             False,
-            f"{superlink}: {error}",
+            f"{superlink}: {error.strerror or error}",
             "is the server running, is the port open, is the address right?",
         )
     return finding(True, f"{superlink} answers over TLS in {seconds * 1000:.0f} ms")

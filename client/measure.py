@@ -39,21 +39,28 @@ def measure_device(workload: Workload, superlink: str = "", ca: Path | None = No
     looked for.
 
     Raises:
-        UserError: the training failed, or not even the smallest batch fits.
+        UserError: the SuperLink does not answer, the training failed, or not even the smallest
+            batch fits.
     """
+    # First: what is wrong with an address should not wait for a training.
+    latency = _latency(superlink, ca) if superlink else None
     result = measure_workload(workload)
-    latency = None
-    if superlink:
-        if ca is None:
-            raise UserError("--superlink needs --ca: connections are only made over TLS")
-        host, port = parse_address(superlink)
-        try:
-            # A connection and its handshake take three round trips, the request one more.
-            latency = min(timed(lambda: get_health(host, port, ca)) for _ in range(3)) / 8
-        except OSError as error:
-            raise UserError(f"{superlink} does not answer: {error}") from error
     largest = largest_batch(workload) if workload.max_memory_bytes else 0
     return DeviceReport(result=result, largest_batch=largest, latency_seconds=latency)
+
+
+def _latency(superlink: str, ca: Path | None) -> float:
+    """Seconds of half a round trip."""
+    if ca is None:
+        raise UserError("--superlink needs --ca: connections are only made over TLS")
+    if not ca.is_file():
+        raise UserError(f"--ca {ca}: there is no such file")
+    host, port = parse_address(superlink)
+    try:
+        # A connection and its handshake take three round trips, the request one more.
+        return min(timed(lambda: get_health(host, port, ca)) for _ in range(3)) / 8
+    except OSError as error:
+        raise UserError(f"{superlink} does not answer: {error}") from error
 
 
 def largest_batch(workload: Workload) -> int:

@@ -125,6 +125,14 @@ def test_a_server_that_is_not_there(keys: KeyFolder) -> None:
     assert not found["SuperLink"].passed
 
 
+def test_no_server_is_asked_without_a_certificate_to_know_it_by(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("no certificate")
+    for subject in ({"ca": tmp_path / "ca.crt"}, {"ca": tmp_path / "missing"}, {}):
+        finding = findings(superlink="127.0.0.1:1", **subject)["SuperLink"]
+        assert not finding.passed
+        assert "was not tried" in finding.detail
+
+
 def test_the_doctors_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--data", str(tmp_path / "missing")]) == 1
     assert "failed" in capsys.readouterr().out
@@ -239,6 +247,33 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UserError, match="size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--max-memory", "x"], "argument --max-memory: size 'x'"),
+        (["--model", "nope"], "error: model.name = 'nope'"),
+        (["--superlink", "localhost:1"], "--superlink needs --ca"),
+        (["--superlink", "localhost:1", "--ca", "/nowhere"], "--ca /nowhere: there is no such"),
+    ],
+)
+def test_wrong_measurements_are_refused_before_any_training(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_training(*_: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("client.measure.measure_workload", no_training)
+    try:
+        code = main(["measure", *arguments])
+    except SystemExit as error:  # argparse's
+        code = int(error.code or 0)
+    assert code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_memory_of_this_process() -> None:
