@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import UserError
 from common.settings import Scalar
+from server.cli import main
 from server.deployment.control import ControlClient
 from server.deployment.launch import run_settings, run_to_end
 
@@ -118,3 +119,16 @@ def test_a_superlink_that_stays_away_is_said(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("server.deployment.launch.OUTAGE_SECONDS", 0.0)
     with pytest.raises(UserError, match="is away"):
         run_to_end(cast(ControlClient, FakeSuperLink("away")), Path(), {})
+
+
+def test_an_interrupted_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C leaves a run that goes on: no traceback, and the exit code that shells give it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.cli.run_settings", interrupt)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
