@@ -1,6 +1,6 @@
 """Take part in a federation with this device (python -m client).
 
-Exit codes: 0 done, 1 a check failed, 2 bad input.
+Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
     return code
 
 

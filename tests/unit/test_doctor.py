@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import socket
@@ -340,3 +341,18 @@ def test_a_port_in_use_is_refused(keys: KeyFolder, tmp_path: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"--port {port} can't be had .*in use"):
             run_supernode(launch(keys, None, partition_id=2, port=port))
+
+
+def test_an_interrupted_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C: no traceback, and the exit code that shells give it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(command=interrupt)
+    monkeypatch.setattr("client.cli._parser", lambda: parser)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
