@@ -68,7 +68,8 @@ def main(grid: Grid, context: Context) -> None:
         with logged_failure():
             config = Config.from_flat(context.run_config)
         # Only between machines are messages read again from what a stranger sent.
-        view = GuardedGrid(grid) if isinstance(grid, HttpGrid) else grid
+        timeout = config.federation.round_timeout
+        view = GuardedGrid(grid, timeout_seconds=timeout) if isinstance(grid, HttpGrid) else grid
         run_federation(view, config, None, default_run_folder(config))
 
 

@@ -115,23 +115,28 @@ class Courier:
         self._teacher_nodes.update(node_ids)
 
     def exchange(self, messages: Iterable[Message]) -> Exchange:
-        """Send messages, at most one per node, and collect what comes back in time."""
+        """Send messages, at most one per node, and collect what comes back in time.
+
+        A teacher that is sent again gets no time of its own.
+        """
         messages = list(messages)
         result = Exchange()
-        lost = self._send(messages, result)
+        deadline = self.clock.now() + self.timeout_seconds
+        lost = self._send(messages, result, self.timeout_seconds)
         if lost:
             again = [m for m in messages if m.metadata.dst_node_id in lost]
-            still_lost = self._send([_new_message(m, m.content) for m in again], result)
+            remaining = max(0.0, deadline - self.clock.now())
+            still_lost = self._send([_new_message(m, m.content) for m in again], result, remaining)
             for node_id in still_lost:
                 result.failures[node_id] = TEACHER_STILL_MISSING
         return result
 
-    def _send(self, messages: list[Message], result: Exchange) -> set[int]:
+    def _send(self, messages: list[Message], result: Exchange, timeout: float) -> set[int]:
         """One exchange, added to ``result``; returns the nodes that miss the teacher."""
         outgoing = self._with_teacher(messages, result)
         if not outgoing:
             return set()
-        received = list(self.grid.send_and_receive(outgoing, timeout=self.timeout_seconds))
+        received = list(self.grid.send_and_receive(outgoing, timeout=timeout))
         asked = {m.metadata.message_id: m.metadata.dst_node_id for m in outgoing}
         waiting = {m.metadata.dst_node_id for m in outgoing}
         lost: set[int] = set()

@@ -9,6 +9,7 @@ is what the sender wrote there: here it has to be who was asked.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterable
 
@@ -22,6 +23,10 @@ from server.exchange.grid_view import GridView
 
 POLL_SECONDS = 3.0
 """Between two looks for replies; Flower's own."""
+
+TTL_MARGIN_SECONDS = 10.0
+"""How much longer a message lives than its reply is waited for: Flower lets clocks of devices be
+5 s ahead of the SuperLink's."""
 
 UNREADABLE = (
     DecodeError,
@@ -40,15 +45,25 @@ class GuardedGrid(GridView):
     """A grid for which an unreadable reply is an error reply of the node that was asked.
 
     A poll takes one request to the SuperLink for each reply that is still due.
+
+    Messages also live no longer than their replies are waited for. Flower would deliver them for 12
+    hours: a device that stood still would first train for every round that it missed.
+
+    Args:
+        grid: Flower's.
+        timeout_seconds: how long a reply is waited for.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, *, timeout_seconds: float) -> None:
         super().__init__(grid)
+        self._ttl_seconds = timeout_seconds + TTL_MARGIN_SECONDS
         self._due: dict[str, Message] = {}
         """Message id -> what was sent and is not answered, without its content."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
+        for message in messages:
+            message.metadata.ttl = self._ttl_seconds
         message_ids = list(self.grid.push_messages(messages))
         for message_id, message in zip(message_ids, messages, strict=False):
             if message_id:  # empty where the SuperLink did not take the message
@@ -67,9 +82,10 @@ class GuardedGrid(GridView):
         while True:
             replies += self.pull_messages(due)
             due = [message_id for message_id in due if message_id in self._due]
-            if not due or (deadline is not None and time.monotonic() >= deadline):
+            remaining = math.inf if deadline is None else deadline - time.monotonic()
+            if not due or remaining <= 0:
                 return replies
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(POLL_SECONDS, remaining))
 
     def _pull(self, message_id: str) -> list[Message]:
         """The reply to one message, if it is there."""

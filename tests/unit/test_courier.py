@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
 from common.clock import Clock
@@ -86,6 +88,26 @@ def test_a_lost_teacher_is_sent_again_in_the_same_exchange() -> None:
     assert lost.download_bytes > 2 * plain.download_bytes
     assert lost.upload_bytes > plain.upload_bytes
     assert lost.teacher_bytes == len(TEACHER)
+
+
+def test_a_lost_teacher_does_not_prolong_the_exchange() -> None:
+    """Device 1 says after 3 of 5 s that it lost the teacher: 2 s are left for its second answer."""
+    clock, devices, timeouts = VirtualClock(), Devices(), []
+
+    class SlowGrid(FakeGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            timeouts.append(timeout)
+            clock.sleep(3.0)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    courier = Courier(SlowGrid(devices, range(2)), timeout_seconds=5.0, clock=clock)
+    courier.set_teacher("t1", TEACHER)
+    courier.exchange(train_messages(2))
+    del devices.kept[1]
+    courier.exchange(train_messages(2))
+    assert timeouts == [5.0, 5.0, 2.0]
 
 
 def test_a_device_that_never_keeps_the_teacher_fails() -> None:

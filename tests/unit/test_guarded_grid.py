@@ -87,6 +87,10 @@ def http_grid(superlink: FakeSuperLink) -> HttpGrid:
     return grid
 
 
+def guarded(superlink: FakeSuperLink) -> GuardedGrid:
+    return GuardedGrid(http_grid(superlink), timeout_seconds=5)
+
+
 def requests(*node_ids: int) -> list[Message]:
     content = RecordDict({"c": ConfigRecord({"a": 1})})
     return [Message(content, dst_node_id=i, message_type=MessageType.QUERY) for i in node_ids]
@@ -99,7 +103,7 @@ def test_flowers_own_grid_raises_for_one_malformed_message() -> None:
 
 
 def test_an_unreadable_reply_is_a_failure_of_its_sender() -> None:
-    grid = GuardedGrid(http_grid(FakeSuperLink(broken=(12,), forgers=(13,))))
+    grid = guarded(FakeSuperLink(broken=(12,), forgers=(13,)))
     exchange = Courier(grid, timeout_seconds=5).exchange(requests(11, 12, 13, 14))
     values = [reply.content["metrics"]["m"] for reply in exchange.replies]  # type: ignore[index]
     assert sorted(values) == [11, 14]  # type: ignore[type-var]
@@ -112,22 +116,51 @@ def test_errors_of_the_connection_are_not_taken_for_a_devices() -> None:
     superlink = FakeSuperLink()
     superlink.fault = httpx.ConnectError("gone")
     with pytest.raises(httpx.ConnectError):
-        GuardedGrid(http_grid(superlink)).send_and_receive(requests(11), timeout=5)
+        guarded(superlink).send_and_receive(requests(11), timeout=5)
 
 
-def test_who_does_not_answer_is_waited_for_until_the_timeout(
+class FakeTime:
+    """Time that passes in sleep alone."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_who_does_not_answer_is_waited_for_until_the_timeout_and_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(guarded_grid, "POLL_SECONDS", 0.01)
+    """Looks after 0, 3 and 6 s, and at the end: the last one does not wait for a whole poll."""
+    time = FakeTime()
+    monkeypatch.setattr(guarded_grid, "time", time)
+    looks = []
     superlink = FakeSuperLink()
-    superlink.PullMessages = lambda request: PullAppMessagesResponse()  # type: ignore[method-assign]
-    replies = GuardedGrid(http_grid(superlink)).send_and_receive(requests(11, 12), timeout=0.05)
-    assert list(replies) == []
+
+    def pull(request: Any) -> PullAppMessagesResponse:
+        looks.append(time.now - 100.0)
+        return PullAppMessagesResponse()
+
+    superlink.PullMessages = pull  # type: ignore[method-assign]
+    assert list(guarded(superlink).send_and_receive(requests(11), timeout=7.5)) == []
+    assert looks == [0.0, 3.0, 6.0, 7.5]
+
+
+def test_messages_live_little_longer_than_their_replies_are_waited_for() -> None:
+    """5 s of timeout and a margin of 10 s, whichever way they are sent."""
+    grid, asked, pushed = guarded(FakeSuperLink()), requests(11), requests(12)
+    grid.send_and_receive(asked, timeout=2)
+    grid.push_messages(pushed)
+    assert [message.metadata.ttl for message in asked + pushed] == [15, 15]
 
 
 def test_messages_that_are_pulled_one_by_one_are_guarded_as_well() -> None:
     """The asynchronous server pushes and pulls; every reply comes once."""
-    grid = GuardedGrid(http_grid(FakeSuperLink(broken=(12,))))
+    grid = guarded(FakeSuperLink(broken=(12,)))
     asked = requests(11, 12)
     first, second = grid.push_messages(asked)
     (failure,) = grid.pull_messages([second])
