@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common.arguments import add_settings_argument
+from common.arguments import add_settings_argument, at_least
 from common.config import DATASETS, MODELS
 
 
@@ -20,7 +20,7 @@ def add_pretrain_command(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     pretrain.add_argument("--model", choices=MODELS, required=True)
     pretrain.add_argument("--dataset", choices=DATASETS, required=True)
-    pretrain.add_argument("--epochs", metavar="N", type=int, required=True)
+    pretrain.add_argument("--epochs", metavar="N", type=at_least(1), required=True)
     pretrain.add_argument(
         "--out", metavar="FILE", type=Path, required=True, help="checkpoint, .safetensors"
     )

@@ -119,7 +119,6 @@ def test_a_full_disk_keeps_the_epochs_before(
         (["--out", "old.safetensors"], "old.safetensors is there already"),
         (["--out", "new.safetensors", "--set", "coreset.fraction=1"], "no effect on a float train"),
         (["--out", "new.safetensors", "--set", "training.batch-size=0"], "expected int, >= 1"),
-        (["--out", "new.safetensors", "--epochs", "0"], "training.local-epochs = 0: expected int"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
@@ -137,6 +136,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert os.listdir(tmp_path) == ["old.safetensors"]
+
+
+def test_a_wrong_number_of_epochs_is_refused_by_its_option(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = "pretrain --model resnet8 --dataset digits --out new.safetensors --epochs 0"
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(command.split())
+    assert "--epochs: expected a whole number, at least 1, not '0'" in capsys.readouterr().err
 
 
 def test_the_command_line_trains(
