@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 
@@ -54,20 +56,36 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet.end()
 
 
+def start_devices(fleet: Fleet) -> None:
+    """SuperNodes of all devices, unless an earlier test has started them."""
+    for index, name in enumerate(DEVICES):
+        if name not in fleet.processes:
+            fleet.start_supernode(name, index)
+
+
+def start_run(fleet: Fleet, settings: dict[str, object], *options: str) -> Popen[bytes]:
+    """The operator's command; ``settings`` beyond `SETTINGS`."""
+    return fleet.start(
+        "run",
+        *(sys.executable, "-m", "server", "run", "--app", str(ROOT), *options),
+        *("--superlink", fleet.superlink, "--ca", str(fleet.keys.ca_certificate)),
+        *("--set", *(f"{key}={value}" for key, value in {**SETTINGS, **settings}.items())),
+    )
+
+
+def recorded(run_folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl."""
+    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
 def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
     fleet: Fleet, tmp_path: Path
 ) -> None:
     """SIGKILL after the first round: started again, the run goes on with the same SuperNodes."""
-    for index, name in enumerate(DEVICES):
-        fleet.start_supernode(name, index)
+    start_devices(fleet)
     run_folder = tmp_path / "run"
-    settings = {**SETTINGS, "run.resume": run_folder}
-    run = fleet.start(
-        "run",
-        *(sys.executable, "-m", "server", "run", "--app", str(ROOT), "--restarts", "1"),
-        *("--superlink", fleet.superlink, "--ca", str(fleet.keys.ca_certificate)),
-        *("--set", *(f"{key}={value}" for key, value in settings.items())),
-    )
+    run = start_run(fleet, {"run.resume": run_folder}, "--restarts", "1")
     wait_until(
         lambda: list(run_folder.glob("checkpoints/0*")) or run.poll() is not None,
         "the first checkpoint",
@@ -80,8 +98,7 @@ def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
     assert "going on after float round 1" in fleet.log("run")
     summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["num_devices"] == 3
-    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rounds = [line for line in map(json.loads, lines) if line["kind"] == "round"]
+    rounds = recorded(run_folder, "round")
     assert [line["num_accepted"] for line in rounds] == [3] * len(rounds)
     assert {line["stage"] for line in rounds} >= {"float", "quantized"}
     assert all(fleet.processes[name].poll() is None for name in DEVICES)
@@ -103,6 +120,38 @@ def test_the_run_can_be_watched_from_elsewhere(
     if NGINX:
         assert main(["watch", f"https://{fleet.device_address}", *ca]) == 2
         assert "it is the devices' proxy" in capsys.readouterr().err
+
+
+def test_an_asynchronous_federation_runs_to_its_end(fleet: Fleet, tmp_path: Path) -> None:
+    """Three devices train at a time, two updates make a step: the third one's counts in the next.
+
+    Until the first step is made no update can be stale.
+    """
+    start_devices(fleet)
+    run = start_run(
+        fleet,
+        {
+            "run.out": tmp_path / "run",
+            "federation.num-rounds": 2,
+            "strategy.name": "fedbuff",
+            "strategy.concurrency": 3,
+            "strategy.buffer-size": 2,
+        },
+    )
+    assert run.wait(RUN_SECONDS) == 0, fleet.log("run")
+    steps = [line for line in recorded(tmp_path / "run", "round") if line["stage"] == "quantized"]
+    assert [line["num_accepted"] for line in steps] == [2, 2]
+    assert steps[0]["max_staleness"] == 0
+    assert 0 <= steps[1]["mean_staleness"] <= steps[1]["max_staleness"] <= 1
+    updates = [
+        line["staleness"]
+        for line in recorded(tmp_path / "run", "device")
+        if line["stage"] == "quantized" and line["status"] == "ok"
+    ]
+    assert sorted(updates)[:2] == [0, 0]
+    assert len(updates) == 4
+    assert sum(updates) == 2 * sum(line["mean_staleness"] for line in steps)
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_an_unregistered_device_is_refused(fleet: Fleet) -> None:
