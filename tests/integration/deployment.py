@@ -202,6 +202,19 @@ class Fleet:
                 if not program or any(Path(argument).name == program for argument in arguments):
                     yield int(folder.name)
 
+    def processes_of(self, name: str) -> list[int]:
+        """A process and all that it started, directly or not, in no particular order."""
+        parents = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                # pid (program) state parent ...: the program's name may hold anything.
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                parents[int(folder.name)] = int(parent)
+        found = [self.processes[name].pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
+
     def _wait_for(self, name: str, port: int) -> None:
         def is_up() -> bool:
             assert self.processes[name].poll() is None, self.log(name)

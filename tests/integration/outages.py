@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,13 @@ SETTINGS = {
 }
 RUN_SECONDS = 1800
 RESTARTS = 3
-ROUND_SECONDS = 240.0
+STALL_TIMEOUT = 45.0
 """How long a round waits where a device stalls: longer than the other device takes."""
+STALL_SETTINGS: Mapping[str, Scalar] = {
+    "federation.round-timeout": STALL_TIMEOUT,
+    "federation.min-devices": 1,
+    "federation.num-rounds": 6,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +58,6 @@ class Scene:
     fleet: Fleet
     network: Forwarder
     """Between the devices and the SuperLink."""
-    clientapp: int
-    """The process of a device that trains."""
 
 
 def serverapp_killed(scene: Scene, seconds: float) -> None:
@@ -79,10 +82,23 @@ def network_cut(scene: Scene, seconds: float) -> None:
 
 
 def device_stalled(scene: Scene, seconds: float) -> None:
-    """One ClientApp stands still for so many seconds (SIGSTOP), goes on, and answers late."""
-    os.kill(scene.clientapp, signal.SIGSTOP)
+    """All processes of a device stand still for so many seconds (SIGSTOP), and go on."""
+    _stop_for(seconds, scene.fleet.processes_of(DEVICES[0]))
+
+
+def clientapp_stalled(scene: Scene, seconds: float) -> None:
+    """The same, but its SuperNode goes on and tells that it is there."""
+    clientapps = set(scene.fleet.pids("flwr-clientapp"))
+    _stop_for(seconds, clientapps.intersection(scene.fleet.processes_of(DEVICES[0])))
+
+
+def _stop_for(seconds: float, pids: Iterable[int]) -> None:
+    pids = list(pids)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     time.sleep(seconds)
-    os.kill(scene.clientapp, signal.SIGCONT)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +118,11 @@ FAULTS = {
     "superlink-away": Fault(inject=superlink_killed, seconds=90.0),
     "network-cut": Fault(inject=network_cut, seconds=60.0),
     "device-stalled": Fault(
-        inject=device_stalled,
-        seconds=ROUND_SECONDS + 10.0,
-        settings={"federation.round-timeout": ROUND_SECONDS, "federation.min-devices": 1},
+        inject=device_stalled, seconds=STALL_TIMEOUT + 10.0, settings=STALL_SETTINGS
+    ),
+    # For so long that requests of two rounds are too old when it goes on.
+    "clientapp-stalled": Fault(
+        inject=clientapp_stalled, seconds=2 * STALL_TIMEOUT + 20.0, settings=STALL_SETTINGS
     ),
 }
 
@@ -125,6 +143,10 @@ def run_with(fault: str, folder: Path) -> dict[str, Any]:
             )
             for index, name in enumerate(DEVICES):
                 fleet.start_supernode(name, index, address=f"127.0.0.1:{device_port}")
+            wait_until(
+                lambda: all("SuperNode ID" in fleet.log(name) for name in DEVICES),
+                "the SuperNodes are connected",
+            )
             run = start_run(fleet, run_folder, injected.settings)
             wait_until(
                 lambda: quantized_rounds(run_folder) or run.poll() is not None,
@@ -133,14 +155,17 @@ def run_with(fault: str, folder: Path) -> dict[str, Any]:
             )
             before = set(fleet.pids("flwr-clientapp"))
 
-            def training() -> set[int]:
-                return set(fleet.pids("flwr-clientapp")) - before
+            def is_training() -> bool:
+                new = set(fleet.pids("flwr-clientapp")) - before
+                return bool(new.intersection(fleet.processes_of(DEVICES[0])))
 
             wait_until(
-                lambda: training() or run.poll() is not None, "the next round trains", RUN_SECONDS
+                lambda: is_training() or run.poll() is not None,
+                "the next round trains",
+                RUN_SECONDS,
             )
             assert run.poll() is None, fleet.log("run")[-3000:]
-            scene = Scene(fleet=fleet, network=network, clientapp=min(training()))
+            scene = Scene(fleet=fleet, network=network)
             started = time.monotonic()
             injected.inject(scene, injected.seconds)
             code = run.wait(RUN_SECONDS)
@@ -172,18 +197,18 @@ def start_run(
     )
 
 
-def rounds_of(run_folder: Path) -> list[dict[str, Any]]:
-    """The rounds recorded so far; a line that is being written does not count."""
+def recorded(run_folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl so far; one that is being written does not count."""
     path = run_folder / "metrics.jsonl"
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [line for line in map(json.loads, lines) if line["kind"] == "round"]
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
 
 
 def quantized_rounds(run_folder: Path) -> int:
     """How many quantized rounds are over."""
-    return sum(line["stage"] == "quantized" for line in rounds_of(run_folder))
+    return sum(line["stage"] == "quantized" for line in recorded(run_folder, "round"))
 
 
 def told(log: str, run_folder: Path) -> dict[str, Any]:
@@ -193,10 +218,10 @@ def told(log: str, run_folder: Path) -> dict[str, Any]:
     return {
         "runs": re.findall(r"^run \d+: (\S+)", log, flags=re.MULTILINE),
         "continued": [text for text in messages if text.startswith("going on after")],
-        "replies by round": [
-            f"{line['stage']} {line['round']}: {line['num_accepted']}/{line['num_asked']}"
-            f" in {line['round_seconds']:.1f} s"
-            for line in rounds_of(run_folder)
+        "devices by round": [
+            f"{line['stage']} {line['round']}: {contributors(line, run_folder)} of"
+            f" {line['num_asked']} in {seconds_without_evaluation(line):.1f} s"
+            for line in recorded(run_folder, "round")
         ],
         "failed replies": [
             f"{event['stage']} {event['round']}: device {event['device']}: {event['message'][:40]}"
@@ -205,6 +230,21 @@ def told(log: str, run_folder: Path) -> dict[str, Any]:
         ],
         "summary is there": (run_folder / "summary.json").exists(),
     }
+
+
+def seconds_without_evaluation(line: Mapping[str, Any]) -> float:
+    """From a round's beginning to its new model."""
+    return float(line["round_seconds"] - line.get("evaluation_seconds", 0.0))
+
+
+def contributors(line: Mapping[str, Any], run_folder: Path) -> list[int]:
+    """Devices whose replies a round has used."""
+    return [
+        device["partition_id"]
+        for device in recorded(run_folder, "device")
+        if (device["stage"], device["round"], device["status"])
+        == (line["stage"], line["round"], "ok")
+    ]
 
 
 def main() -> int:
