@@ -19,7 +19,7 @@ LARGE_DEVICE = 50_000
 
 
 def benchmarks(sizes: Sizes) -> list[Benchmark]:
-    """Each model, with the default selection and bits."""
+    """Each model, with QuaRC's selection and the default bits."""
     return [
         Benchmark(title=f"selection by {model}", run=partial(_compare, sizes, model, num_images))
         for model, num_images in zip(sizes.step_models, sizes.selection_images, strict=True)

@@ -6,7 +6,6 @@ loss. A step with the teacher holds one of the teacher's forward passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -138,7 +137,8 @@ def training(
     )
 
 
-def teacher_passes(sizes: Sizes, dataset: Dataset, teacher: nn.Module) -> Callable[[], None]:
+def teacher_passes(sizes: Sizes, dataset: Dataset, teacher: nn.Module) -> Action:
+    """Forward passes over all images, normalised before."""
     batches = [
         normalize(images, dataset.mean, dataset.std)
         for images in dataset.train.images.split(sizes.step_batch)
