@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
         overrides.append(f"run.out={_quoted(options.out)}")
     if options.fleet is not None:
         # Imported late: it needs torch.
-        from simulations.emulation.fleet import fleet_overrides
+        from simulations.emulation.fleet_file import fleet_overrides
 
         overrides += fleet_overrides(options.fleet, parse_overrides(overrides))
     if options.resume is not None:

@@ -15,7 +15,8 @@ from common.settings import Scalar
 from server.checkpoints.resumption import device_folder
 from server.records.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
 from simulations.display.console import ConsoleReporter
-from simulations.emulation.fleet import DeviceFleet, check_fleet, fit_scenario, load_fleet
+from simulations.emulation.fleet import DeviceFleet, check_fleet, fit_scenario
+from simulations.emulation.fleet_file import load_fleet
 from simulations.engines.local import LocalGrid
 from simulations.engines.ray_runtime import run_on_ray
 from simulations.settings.scenario import Scenario

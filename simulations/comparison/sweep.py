@@ -21,7 +21,8 @@ from simulations.comparison.groups import (
     format_value,
     short_names,
 )
-from simulations.emulation.fleet import fit_scenario, load_fleet
+from simulations.emulation.fleet import fit_scenario
+from simulations.emulation.fleet_file import load_fleet
 from simulations.settings.scenario import PLACES, Scenario, parse_overrides, read_scenario
 from simulations.settings.shipped import SCENARIOS
 

@@ -50,7 +50,7 @@ def parse_availability(where: str, values: Any, folder: Path) -> Availability:
     if not isinstance(same_phase, bool):
         raise UserError(f"{where}: same-phase = {same_phase!r}: expected true or false")
     probability = values.get("probability", 1.0)
-    if not _is_number(probability) or not 0 <= probability <= 1:
+    if not is_number(probability) or not 0 <= probability <= 1:
         raise UserError(f"{where}: probability = {probability!r}: expected a number from 0 to 1")
     return Availability(
         probability=float(probability),
@@ -96,10 +96,11 @@ def read_trace(path: Path) -> tuple[tuple[float, bool], ...]:
 
 
 def _positive(where: str, key: str, value: Any) -> float:
-    if not _is_number(value) or not (math.isfinite(value) and value > 0):
+    if not is_number(value) or not (math.isfinite(value) and value > 0):
         raise UserError(f"{where}: {key} = {value!r}: expected a number, > 0")
     return float(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a YAML file is a number; Python takes true for one."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,7 +13,8 @@ from common.config import Config
 from common.errors import UserError
 from common.units import format_bytes
 from simulations.display.terminal import print_line
-from simulations.emulation.fleet import DeviceFleet, load_fleet
+from simulations.emulation.fleet import DeviceFleet
+from simulations.emulation.fleet_file import load_fleet
 from simulations.emulation.flops import count_flops
 from simulations.emulation.hardware import Emulation
 from simulations.emulation.workload import Workload

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.config import Config
-from simulations.emulation.fleet import load_fleet
+from simulations.emulation.fleet_file import load_fleet
 from simulations.emulation.run import EmulatedRun
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

@@ -1,4 +1,4 @@
-"""Tests of simulations.emulation.fleet and simulations.emulation.availability_file."""
+"""Tests of fleet, fleet_file and availability_file in simulations.emulation."""
 
 from pathlib import Path
 
@@ -7,12 +7,8 @@ import pytest
 
 from common.config import Config
 from common.errors import UserError
-from simulations.emulation.fleet import (
-    check_fleet,
-    fit_scenario,
-    fleet_overrides,
-    load_fleet,
-)
+from simulations.emulation.fleet import check_fleet, fit_scenario
+from simulations.emulation.fleet_file import fleet_overrides, load_fleet
 from simulations.settings.scenario import load_scenario
 from simulations.settings.shipped import FLEETS
 

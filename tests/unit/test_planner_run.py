@@ -9,7 +9,7 @@ from common.config import Config
 from common.errors import UserError
 from common.settings import Scalar
 from simulations import cli
-from simulations.emulation.fleet import load_fleet
+from simulations.emulation.fleet_file import load_fleet
 from simulations.planner.payload import known_inputs, measure_messages
 from simulations.planner.run import scale_fleet
 
