@@ -90,7 +90,8 @@ def create_model(
 
     Raises:
         UserError: `name` is unknown.
-        ValueError: `num_classes` or `in_channels` is below 1.
+        ValueError: `num_classes` or `in_channels` is below 1, or a layer has parameters that
+            nothing here gives a value to.
     """
     model = _build_on_meta(name, num_classes, in_channels)
     # Not to_empty(): it imports a computer algebra system, which a small device need not load.
@@ -114,17 +115,25 @@ def _build_on_meta(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 
 def _initialise(model: nn.Module, generator: torch.Generator) -> None:
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(
                 module.weight, mode="fan_out", nonlinearity="relu", generator=generator
             )
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
             bound = module.in_features**-0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            if module.bias is not None:
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise ValueError(
+                f"{name or 'the model'}: a {type(module).__name__} has parameters of its own, "
+                f"expected those of Conv2d, BatchNorm2d and Linear only"
+            )
 
 
 def first_and_last(model: nn.Module) -> tuple[str, str]:
@@ -220,7 +229,8 @@ def state_shapes(
 
     Raises:
         UserError: `name` is unknown.
-        ValueError: `num_classes` or `in_channels` is below 1.
+        ValueError: `num_classes` or `in_channels` is below 1, or a layer has parameters that
+            nothing here gives a value to.
     """
     model = _build_on_meta(name, num_classes, in_channels)
     return {key: tuple(tensor.shape) for key, tensor in state_tensors(model).items()}

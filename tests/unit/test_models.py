@@ -370,3 +370,28 @@ def test_relu6_keeps_no_copy() -> None:
         output = ReLU6()(values)
     assert output is values
     assert kept == [values.data_ptr()]
+
+
+class Scaled(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4, 1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.fc = nn.Linear(4, num_classes, bias=False)
+
+
+def test_layers_whose_parameters_would_stay_unset_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("common.models._BUILDERS", {"scaled": Scaled})
+    with pytest.raises(ValueError, match="norm: a GroupNorm has parameters"):
+        create_model("scaled", num_classes=2)
+
+
+def test_a_convolutions_bias_begins_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(num_classes: int, in_channels: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(in_channels, 4, 1), nn.Linear(4, num_classes, bias=False))
+
+    monkeypatch.setattr("common.models._BUILDERS", {"biased": build})
+    state = model_state(create_model("biased", num_classes=2))
+    assert state["0.bias"].tolist() == [0.0] * 4
