@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.extras import import_extra
@@ -11,9 +11,11 @@ from simulations.paper.grid import Grid
 from simulations.paper.table import Entry
 
 NEEDED_FOR = "the picture of the table"
-SPREAD = 0.5
-"""Share of a column's width that its series are spread over, so that error bars do not cover
-each other."""
+SPREAD, STEP = 0.5, 0.06
+"""Shares of a column's width: what its series are spread over, so that error bars do not cover each
+other, and how far they are apart at most."""
+MARKERS = "osD^v"
+"""Of series beyond the tenth, whose colours come again."""
 
 Points = Sequence[tuple[str, Entry]]
 """Column and entry."""
@@ -33,10 +35,12 @@ def to_png(grid: Grid, entries: Sequence[Entry]) -> bytes:
     columns = list(dict.fromkeys(column for points in series.values() for column, _ in points))
     for number, (label, points) in enumerate(series.items()):
         # Without columns every row has a place of its own already.
-        shift = SPREAD * ((number + 0.5) / len(series) - 0.5) if grid.columns else 0.0
+        step = min(SPREAD / len(series), STEP) if grid.columns else 0.0
+        shift = step * (number - (len(series) - 1) / 2)
         places = [columns.index(column) + shift for column, _ in points]
-        _plot(accuracy, places, points, label, _colour(number))
-        _plot(cost, _values(points, "total_cpu_seconds")[0], points, label, _colour(number))
+        style = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)]}
+        _plot(accuracy, places, points, label, style)
+        _plot(cost, _values(points, "total_cpu_seconds")[0], points, label, style)
     teachers = {r.teacher_accuracy for entry in entries for r in entry.results.values()}
     for axes in (accuracy, cost):
         for value in sorted(teachers):
@@ -46,13 +50,15 @@ def to_png(grid: Grid, entries: Sequence[Entry]) -> bytes:
     accuracy.set_ylabel("Top-1, % (dashed: the float teacher)")
     accuracy.set_xlabel(grid.columns or ", ".join(grid.rows))
     accuracy.set_xticks(range(len(columns)), columns)
+    accuracy.set_xlim(-0.5, len(columns) - 0.5)
     if not grid.columns:  # rows' names, which are longer
         for label in accuracy.get_xticklabels():
             label.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
     cost.set_xlabel("training and selection, processor seconds")
     cost.set_xscale("log")
-    for set_formatter in (cost.xaxis.set_major_formatter, cost.xaxis.set_minor_formatter):
-        set_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+    cost.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    cost.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    cost.xaxis.set_minor_locator(ticker.NullLocator())
     figure.legend(*cost.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(grid.title)
     content = io.BytesIO()
@@ -71,19 +77,14 @@ def _series(grid: Grid, entries: Sequence[Entry]) -> dict[str, list[tuple[str, E
     return series
 
 
-def _plot(axes: Any, places: Sequence[float], points: Points, label: str, colour: Any) -> None:
+def _plot(
+    axes: Any, places: Sequence[float], points: Points, label: str, style: Mapping[str, str]
+) -> None:
     means, errors = _values(points, "top1_percent")
-    axes.errorbar(
-        places, means, errors, fmt="o-", color=colour, label=label, capsize=3, linewidth=1
-    )
+    axes.errorbar(places, means, errors, label=label, capsize=3, linewidth=1, **style)
 
 
 def _values(points: Points, measure: str) -> tuple[list[float], list[float]]:
     """Means and standard deviations of a measure."""
     spreads = [spread for _, entry in points if (spread := entry.spread(measure)) is not None]
     return [spread.mean for spread in spreads], [spread.std or 0.0 for spread in spreads]
-
-
-def _colour(series: int) -> Any:
-    colours = import_extra("matplotlib", needed_for=NEEDED_FOR).colormaps["tab20"]
-    return colours(series % colours.N)

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.extras import import_extra
 from simulations.planner.planned_round import PlannedRound
-from simulations.planner.summary import JOULES_PER_KWH
+from simulations.planner.summary import ENERGY_UNITS, fitting_unit
 
 NEEDED_FOR = "the picture of a plan"
 FATES = (
@@ -38,6 +38,7 @@ def to_png(title: str, rounds: Sequence[PlannedRound]) -> bytes:
         labels=[label for _, label, _ in FATES],
         colors=[colour for _, _, colour in FATES],
         linewidth=0,
+        step="mid",
     )
     devices.set_title("Devices that were asked")
     devices.margins(x=0)
@@ -47,13 +48,19 @@ def to_png(title: str, rounds: Sequence[PlannedRound]) -> bytes:
             shown = f"{label}, {'mean' if kind == '_gbits' else 'peak'}"
             traffic.plot(numbers, values, line, color=colour, label=shown)
     traffic.set_yscale("log")
-    traffic.set_title("The server's line, Gbit/s")
-    energy.plot(numbers, [each.joules / JOULES_PER_KWH for each in rounds], ".-", color=ENERGY)
-    energy.set_title("Energy of the devices asked, kWh")
+    traffic.set_title("The server's line, Gbit/s (logarithmic)")
+    joules = [each.joules for each in rounds]
+    unit, divisor = fitting_unit(ENERGY_UNITS, max(joules))
+    energy.plot(numbers, [each / divisor for each in joules], ".-", color=ENERGY)
+    energy.set_title(f"Energy of the devices asked, {unit}")
     for axes in (time, devices, traffic, energy):
         _finish(axes)
+    traffic.yaxis.set_major_formatter(
+        import_extra("matplotlib.ticker", needed_for=NEEDED_FOR).FormatStrFormatter("%g")
+    )
     for axes in (devices, traffic):
-        axes.legend(fontsize=8)
+        # Below the panel: lines and areas are everywhere in it.
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
     for axes in (time, devices, energy):
         axes.set_ylim(bottom=0)
     figure.suptitle(title)

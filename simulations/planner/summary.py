@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from common.units import format_duration
 from simulations.display.text_table import TextTable
 from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.rounds import FleetPlan
 
-JOULES_PER_KWH = 3.6e6
+ENERGY_UNITS = (("J", 1.0), ("Wh", 3.6e3), ("kWh", 3.6e6), ("MWh", 3.6e9))
+BYTE_UNITS = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12))
+BIT_RATE_UNITS = (("kbit/s", 1e-6), ("Mbit/s", 1e-3), ("Gbit/s", 1.0), ("Tbit/s", 1e3))
+"""Names and sizes, in what is recorded, from small to large."""
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 QUANTILE_NAMES = ("least", "10 %", "median", "90 %", "most")
 
@@ -25,6 +29,8 @@ class Figure:
 
     label: str
     value: Callable[[PlannedRound], float]
+    units: Sequence[tuple[str, float]] = (("", 1.0),)
+    """What it may be shown in; the one that fits is part of the label."""
 
 
 def _share(count: int, total: int) -> float:
@@ -41,13 +47,15 @@ FIGURES = (
     Figure(label="late, % of asked", value=lambda r: _share(r.num_late, r.num_asked)),
     Figure(label="surplus, % of asked", value=lambda r: _share(r.num_surplus, r.num_asked)),
     Figure(label="broke off, % of asked", value=lambda r: _share(r.num_failed, r.num_asked)),
-    Figure(label="server ingress, GB", value=lambda r: r.upload_bytes / 1e9),
-    Figure(label="server ingress, mean Gbit/s", value=lambda r: r.ingress_gbits),
-    Figure(label="server ingress, peak Gbit/s", value=lambda r: r.ingress_peak_gbits),
-    Figure(label="server egress, GB", value=lambda r: r.download_bytes / 1e9),
-    Figure(label="server egress, mean Gbit/s", value=lambda r: r.egress_gbits),
-    Figure(label="server egress, peak Gbit/s", value=lambda r: r.egress_peak_gbits),
-    Figure(label="energy of devices asked, kWh", value=lambda r: r.joules / JOULES_PER_KWH),
+    Figure(label="server ingress, ", value=lambda r: r.upload_bytes, units=BYTE_UNITS),
+    Figure(label="server ingress, mean ", value=lambda r: r.ingress_gbits, units=BIT_RATE_UNITS),
+    Figure(
+        label="server ingress, peak ", value=lambda r: r.ingress_peak_gbits, units=BIT_RATE_UNITS
+    ),
+    Figure(label="server egress, ", value=lambda r: r.download_bytes, units=BYTE_UNITS),
+    Figure(label="server egress, mean ", value=lambda r: r.egress_gbits, units=BIT_RATE_UNITS),
+    Figure(label="server egress, peak ", value=lambda r: r.egress_peak_gbits, units=BIT_RATE_UNITS),
+    Figure(label="energy of devices asked, ", value=lambda r: r.joules, units=ENERGY_UNITS),
 )
 
 
@@ -56,9 +64,15 @@ def rounds_table(rounds: Sequence[PlannedRound]) -> TextTable:
     rows = []
     for figure in FIGURES:
         values = [figure.value(each) for each in rounds]
+        unit, size = fitting_unit(figure.units, float(np.median(values)))
         cells = [*np.quantile(values, QUANTILES), np.mean(values)]
-        rows.append([figure.label, *map(_number, cells)])
+        rows.append([figure.label + unit, *(_number(cell / size) for cell in cells)])
     return TextTable(title="Rounds", header=["", *QUANTILE_NAMES, "mean"], rows=rows)
+
+
+def fitting_unit(units: Sequence[tuple[str, float]], value: float) -> tuple[str, float]:
+    """The largest unit that a value has at least one of, else the smallest: name and size."""
+    return next((unit for unit in reversed(units) if value >= unit[1]), units[0])
 
 
 def classes_table(plan: FleetPlan) -> TextTable:
@@ -84,13 +98,14 @@ def totals(rounds: Sequence[PlannedRound]) -> list[str]:
     """What all rounds together come to, one line each."""
     seconds = sum(each.virtual_seconds + each.virtual_waited_seconds for each in rounds)
     skipped = sum(each.is_skipped for each in rounds)
-    energy = sum(each.joules for each in rounds) / JOULES_PER_KWH
+    energy = sum(each.joules for each in rounds)
     up, down = (sum(getattr(each, name) for each in rounds) for name in _BYTES)
     return [
-        f"{len(rounds)} rounds: {_number(seconds)} virtual s ({_number(seconds / 3600)} h)"
+        f"{len(rounds)} rounds: {_number(seconds)} virtual s"
+        + (f" ({format_duration(seconds)})" if seconds >= 90 else "")
         + (f", {skipped} skipped for too few replies" if skipped else ""),
-        f"server: {_number(up / 1e12)} TB in, {_number(down / 1e12)} TB out",
-        f"energy of the devices asked: {_number(energy)} kWh",
+        f"server: {_with_unit(up, BYTE_UNITS)} in, {_with_unit(down, BYTE_UNITS)} out",
+        f"energy of the devices asked: {_with_unit(energy, ENERGY_UNITS)}",
     ]
 
 
@@ -113,6 +128,11 @@ def _plain(value: object) -> object:
     if isinstance(value, bool):
         return int(value)
     return f"{value:.9g}" if isinstance(value, float) else value
+
+
+def _with_unit(value: float, units: Sequence[tuple[str, float]]) -> str:
+    name, size = fitting_unit(units, value)
+    return f"{_number(value / size)} {name}"
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ from simulations import cli
 from simulations.emulation.fleet_file import load_fleet
 from simulations.planner.payload import known_inputs, measure_messages
 from simulations.planner.run import scale_fleet
+from simulations.planner.summary import ENERGY_UNITS, fitting_unit
 
 
 @pytest.mark.parametrize(
@@ -89,3 +90,10 @@ def test_bad_plans_are_one_sentence(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("joules", "unit", "size"), [(0.0, "J", 1.0), (7.2e3, "Wh", 3.6e3), (3.6e10, "MWh", 3.6e9)]
+)
+def test_a_figure_is_shown_in_the_unit_that_fits(joules: float, unit: str, size: float) -> None:
+    assert fitting_unit(ENERGY_UNITS, joules) == (unit, size)
