@@ -17,7 +17,7 @@ from simulations.comparison.tables import (
     runs_table,
     shared_table,
 )
-from simulations.display.text_table import TextTable
+from simulations.display.text_table import TextTable, glue_unit
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --quiet: #5b6670; --paper: #ffffff;
@@ -39,7 +39,7 @@ p.headline { font-size: 1.1rem; margin: 0 0 1.25rem; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .55rem; text-align: right; white-space: nowrap; }
-th { background: var(--panel); font-weight: 600; vertical-align: bottom; }
+th { background: var(--panel); font-weight: 600; vertical-align: bottom; white-space: normal; }
 th.text, td.text { text-align: left; }
 th.text:first-child, td.text:first-child { position: sticky; left: 0; background: var(--paper); }
 th.text:first-child { background: var(--panel); }
@@ -100,7 +100,7 @@ def to_html(comparison: Comparison, origin: Origin) -> str:
 def _table(table: TextTable) -> str:
     if not table.rows:
         return ""
-    head = _cells("th", table.header, table.num_text_columns)
+    head = _cells("th", [glue_unit(name) for name in table.header], table.num_text_columns)
     rows = "\n".join(f"<tr>{_cells('td', row, table.num_text_columns)}</tr>" for row in table.rows)
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -35,10 +38,24 @@ class TextTable:
         """Print it, brackets as they are."""
         table = Table(title=Text(self.title), title_justify="left", box=box.SIMPLE_HEAD)
         for index, name in enumerate(self.header):
+            cells = [row[index] for row in self.rows]
             table.add_column(
-                Text(name), justify="left" if index < self.num_text_columns else "right"
+                _narrowed(name, cells), justify="left" if index < self.num_text_columns else "right"
             )
         for row in self.rows:
             table.add_row(*map(Text, row))
         # As wide as it is: a file, or a terminal that wraps, is better than columns cut short.
         Console(file=console.file, width=MOST_CHARACTERS).print(table, soft_wrap=True)
+
+
+def _narrowed(name: str, cells: Sequence[str]) -> Text:
+    """A column's name in lines that are, if words allow it, no wider than what is below it."""
+    glued = glue_unit(name)
+    width = max(map(len, [*cells, *glued.split(" ")]), default=1)
+    lines = textwrap.wrap(glued, max(width, 1))
+    return Text("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "))
+
+
+def glue_unit(name: str) -> str:
+    """A column's name, in which no line breaks before the unit at its end."""
+    return re.sub(r" (%|s)$", "\N{NO-BREAK SPACE}\\1", name)
