@@ -100,21 +100,28 @@ class RunView:
 
     def _devices_table(self) -> Table:
         table = _table("devices")
-        for name in (
-            *("device", "last reply", "missed", "status", "bits", "coreset", "seconds", "°C"),
-            *("up", "down", "refused"),
+        views = [device for _, device in sorted(self.devices.items())]
+        # What nobody tells takes no room: a terminal has 80 columns.
+        has_bits = any(device.weight_bits is not None for device in views)
+        has_temperature = any(device.temperature is not None for device in views)
+        for name, is_shown in (
+            *(("device", True), ("last reply", True), ("missed", True), ("status", True)),
+            *(("bits", has_bits), ("coreset", True), ("seconds", True), ("°C", has_temperature)),
+            *(("up", True), ("down", True), ("refused", True)),
         ):
-            table.add_column(name, justify="left" if name in ("last reply", "status") else "right")
+            is_text = name in ("last reply", "status")
+            if is_shown:
+                table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
         for partition_id, device in sorted(self.devices.items()):
             table.add_row(
                 str(partition_id),
                 device.last_round or "never",
                 str(device.missed),
                 Text(device.status, style="" if device.status == "ok" else "red"),
-                _number(device.weight_bits, "d"),
+                *([_number(device.weight_bits, "d")] if has_bits else []),
                 _number(device.coreset_size, "d", _share(device)),
                 _number(device.round_seconds, ".1f"),
-                _number(device.temperature, ".0f"),
+                *([_number(device.temperature, ".0f")] if has_temperature else []),
                 format_bytes(device.upload_bytes),
                 format_bytes(device.download_bytes),
                 str(device.num_refused),
@@ -127,7 +134,7 @@ def _table(title: str) -> Table:
         title=title,
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        collapse_padding=True,
+        padding=0,  # the box has a space between columns
         pad_edge=False,
     )
 

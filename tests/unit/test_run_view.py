@@ -90,3 +90,19 @@ def test_a_round_that_is_told_again_counts_once() -> None:
     again = {**round_line(2), "accuracy": 50.0}
     view = view_of([round_line(1), round_line(2), again])
     assert [(line["round"], line["accuracy"]) for line in view.rounds] == [(1, 91.25), (2, 50.0)]
+
+
+def test_it_fits_a_terminal_of_80_columns() -> None:
+    view = RunView()
+    for partition_id in range(12):
+        figures = {"num_samples": 480, "coreset_size": 240, "round_seconds": 12.3}
+        line = device_line(partition_id, 20, **figures)
+        view.add({**line, "upload_bytes": 1_230_000, "download_bytes": 123_000_000})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(view.render("run"))
+    text = console.export_text()
+    assert "…" not in text
+    assert "quantized 20" in text
+    assert "240 (50%)" in text
+    assert "123 MB" in text
+    assert "°C" not in text
