@@ -24,6 +24,8 @@ COMMAND_SECONDS = 120
 FLWR = [sys.executable, "-c", "from flwr.cli.app import app; app()"]
 CONNECTION = "fleet"
 GONE = {"unregistered", "deleted"}
+UNREACHABLE = "Connection to the SuperLink is unavailable"
+"""What Flower says where nothing answers at the address."""
 
 
 class ControlClient:
@@ -125,6 +127,11 @@ class ControlClient:
             answer = {}
         if not answer.get("success"):
             reason = answer.get("error-message") or done.stderr or done.stdout
+            if UNREACHABLE in reason:
+                raise UserError(
+                    f"the SuperLink at {self.address} can't be reached: is it running, and is "
+                    f"{self.address} its Control API?"
+                )
             raise UserError(f"the SuperLink at {self.address} refused: {_one_line(reason)}")
         return dict(answer)
 
