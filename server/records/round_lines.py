@@ -139,10 +139,18 @@ def refusal_counts(refused: Sequence[Refusal]) -> dict[str, int]:
 
 
 def describe_refusals(refused: Sequence[Refusal], most: int = 3) -> str:
-    """The first ``most`` refusals in words, and how many more there are."""
-    parts = [f"device {refusal.partition_id}: {refusal.reason}" for refusal in refused[:most]]
-    if len(refused) > most:
-        parts.append(f"{len(refused) - most} more")
+    """``device 1: broke off; devices 2, 5 and 7 more: late``: ``most`` of reasons and devices."""
+    devices: dict[str, list[int]] = {}
+    for refusal in refused:
+        devices.setdefault(refusal.reason, []).append(refusal.partition_id)
+    parts = []
+    for reason, numbers in list(devices.items())[:most]:
+        named = ", ".join(map(str, numbers[:most]))
+        others = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+        parts.append(f"device{'s' if len(numbers) > 1 else ''} {named}{others}: {reason}")
+    num_unsaid = sum(len(numbers) for numbers in list(devices.values())[most:])
+    if num_unsaid:
+        parts.append(f"{num_unsaid} more")
     return "; ".join(parts)
 
 
