@@ -95,7 +95,7 @@ def test_a_round_that_is_told_again_counts_once() -> None:
 def test_it_fits_a_terminal_of_80_columns() -> None:
     view = RunView()
     for partition_id in range(12):
-        figures = {"num_samples": 480, "coreset_size": 240, "round_seconds": 12.3}
+        figures: dict[str, Any] = {"num_samples": 480, "coreset_size": 240, "round_seconds": 12.3}
         line = device_line(partition_id, 20, **figures)
         view.add({**line, "upload_bytes": 1_230_000, "download_bytes": 123_000_000})
     console = Console(width=80, record=True, file=io.StringIO())
