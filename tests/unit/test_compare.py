@@ -66,7 +66,7 @@ def test_every_combination_is_run_once_and_reported(
         "| full | 0, 1 ",
     ]
     assert Path("out/report.html").exists()
-    assert f"[2/4] {FULL_0}: 60.00 % Top-1, 7 s" in capsys.readouterr().out
+    assert f"[2/4] {FULL_0}: 60.00 % Top-1, 7.0 s" in capsys.readouterr().out
 
 
 def test_finished_runs_are_kept_and_unfinished_ones_are_redone(runs: Runs) -> None:
