@@ -16,7 +16,7 @@ from typing import Any
 from common.errors import UserError
 from simulations.comparison.records import is_finished, is_run_folder, read_settings
 from simulations.comparison.sweep import PlannedRun, Sweep
-from simulations.results.files import hold, write_atomically
+from simulations.results.files import GOES_ON, hold, write_atomically
 
 FORMAT = 1
 COMPARISON_FILE = "comparison.json"
@@ -102,9 +102,8 @@ class ComparisonFolder:
         Raises:
             UserError: something is there that no run has written, or nothing can be written.
         """
-        write_atomically(
-            self.path / COMPARISON_FILE, json.dumps(self._content, indent=1).encode() + b"\n"
-        )
+        content = json.dumps(self._content, indent=1).encode() + b"\n"
+        write_atomically(self.path / COMPARISON_FILE, content, hint=GOES_ON)
         folder = self.run_folder(run)
         if folder.exists():
             if any(folder.iterdir()) and not is_run_folder(folder):

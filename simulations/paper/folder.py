@@ -18,7 +18,7 @@ from typing import Any
 from common.errors import UserError
 from common.settings import Scalar
 from simulations.paper.grid import Cell, Grid
-from simulations.results.files import hold, write_atomically
+from simulations.results.files import GOES_ON, hold, write_atomically
 from simulations.settings.scenario import PLACES
 
 FORMAT = 1
@@ -232,4 +232,4 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
+    write_atomically(path, json.dumps(content, indent=1).encode() + b"\n", hint=GOES_ON)

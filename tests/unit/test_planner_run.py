@@ -74,6 +74,17 @@ def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     assert (out / "rounds.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_plan_that_cannot_be_written_promises_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Grids and comparisons go on where the disk was full; a plan keeps nothing to go on from."""
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    arguments = ["plan", "--fleet", "pi-lab", "--rounds", "1", "--scenario", "digits"]
+    assert cli.main([*arguments, "--out", str(file / "plan")]) == 2
+    assert capsys.readouterr().err.endswith("rounds.csv cannot be written: Not a directory\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
