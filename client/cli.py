@@ -127,9 +127,11 @@ def _add_place(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _size(text: str) -> int:
-    """The type of an argument that is a size in bytes."""
+    """The type of an argument that is a size in bytes; empty, as a variable may be: 0."""
     from client.memory import parse_size
 
+    if not text:
+        return 0
     try:
         return parse_size(text)
     except UserError as error:

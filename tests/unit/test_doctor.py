@@ -255,7 +255,8 @@ def test_what_is_no_size(text: str) -> None:
     [
         (["--max-memory", "x"], "argument --max-memory: size 'x'"),
         (["--model", "nope"], "error: model.name = 'nope'"),
-        (["--superlink", "localhost:1"], "--superlink needs --ca"),
+        # Empty, as the systemd unit's variable may be, is no limit.
+        (["--max-memory", "", "--superlink", "localhost:1"], "--superlink needs --ca"),
         (["--superlink", "localhost:1", "--ca", "/nowhere"], "--ca /nowhere: there is no such"),
     ],
 )
