@@ -85,10 +85,12 @@ cluster-logs: ## Follow what all services of the cluster say
 	@$(COMPOSE) logs --follow --tail=100
 
 cluster-rotate: ## Give a device of the cluster a new key (DEVICE=device-1)
+	@test -n '$(DEVICE)' || { echo 'which device? make $@ DEVICE=device-1' >&2; exit 2; }
 	@$(KEYS) rotate '$(DEVICE)'
 	@$(COMPOSE) up -d --no-deps --force-recreate '$(DEVICE)'
 
 cluster-revoke: ## Shut a device of the cluster out for good (DEVICE=device-1)
+	@test -n '$(DEVICE)' || { echo 'which device? make $@ DEVICE=device-1' >&2; exit 2; }
 	@$(KEYS) revoke '$(DEVICE)'
 	@$(COMPOSE) rm --stop --force '$(DEVICE)'
 
