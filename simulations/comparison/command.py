@@ -75,6 +75,7 @@ def _compare(options: argparse.Namespace) -> int:
     from simulations.comparison.run import read_finished, run_missing
     from simulations.comparison.sweep import load_sweep, plan_runs
     from simulations.display.terminal import print_line
+    from simulations.results.files import GOES_ON
 
     sweeps = [load_sweep(name, options.settings, options.seeds) for name in options.scenarios]
     runs = plan_runs(sweeps)
@@ -97,8 +98,10 @@ def _compare(options: argparse.Namespace) -> int:
         try:
             with folder.claim():
                 failures = run_missing(runs, folder, partial(run_with, options), console)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as stop:
             report()
+            if isinstance(stop, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"interrupted{GOES_ON}") from None
             raise
     report()
     for failure in failures:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.errors import UserError
+from simulations.comparison.folder import COMPARISON_FILE, RUN_FOLDER
 from simulations.comparison.groups import Comparison, compare_runs
 from simulations.comparison.page import to_html
 from simulations.comparison.records import RunRecord, is_finished, is_run_folder, read_run
@@ -34,7 +35,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Path]]:
         elif is_run_folder(folder):
             unfinished.append(folder)
         else:
-            raise UserError(f"{folder} is no run folder: expected one that `run` has written")
+            is_comparison = (folder / COMPARISON_FILE).is_file()
+            hint = f" (those of this comparison: {folder / RUN_FOLDER}/*)" if is_comparison else ""
+            raise UserError(f"{folder} is no run folder: expected one that `run` has written{hint}")
     return records, unfinished
 
 

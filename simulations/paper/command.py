@@ -51,6 +51,7 @@ def _paper(options: argparse.Namespace) -> int:
     from simulations.paper.grid import select_cells
     from simulations.paper.grid_file import load_grid
     from simulations.paper.run import command_line, default_folder, run_cells, write_tables
+    from simulations.results.files import GOES_ON
     from simulations.torch_device import torch_device
 
     grid = load_grid(options.table, options.settings)
@@ -64,6 +65,6 @@ def _paper(options: argparse.Namespace) -> int:
         run_cells(grid, chosen, folder, device, console)
     except KeyboardInterrupt:
         write_tables(grid, all_cells, folder, command, console)
-        raise
+        raise KeyboardInterrupt(f"interrupted{GOES_ON}") from None
     write_tables(grid, all_cells, folder, command, console)
     return 0

@@ -88,11 +88,14 @@ def test_a_failed_run_does_not_keep_the_others_from_being_run(
     assert runs.names == [RES_0, FULL_0, RES_0]
 
 
-def test_an_interrupted_comparison_reports_what_is_finished(runs: Runs) -> None:
+def test_an_interrupted_comparison_reports_what_is_finished(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
     compare("--set", "coreset.selection=[res]")
     runs.error = KeyboardInterrupt()
     assert compare("--set", "coreset.selection=[res, full]") == 130
     assert f"- Not finished: {FULL_0}" in Path("out/table.md").read_text()
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_report_only_runs_nothing(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

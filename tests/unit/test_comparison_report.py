@@ -39,3 +39,11 @@ def test_nothing_to_report_is_one_sentence(
     assert cli.main(["report", str(folder), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_comparisons_folder_is_told_from_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "comparison.json").write_text("{}")
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path}/runs/*" in capsys.readouterr().err
