@@ -75,7 +75,12 @@ class TestFlat:
         assert set(Config().to_flat()) == DEFAULT_KEYS
         assert len(DEFAULT_KEYS) == len(all_fields())
 
-    @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+    @settings(
+        max_examples=50,
+        deadline=None,
+        # On a busy machine examples are made slowly.
+        suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+    )
     @given(flat_configs())
     def test_round_trip(self, flat: dict[str, Any]) -> None:
         try:
