@@ -68,7 +68,7 @@ def set_learning_rate(optimizer: torch.optim.SGD, factor: float) -> None:
 
 
 def schedule_factor(schedule: str, progress: float) -> float:
-    """Learning rate relative to its start after ``progress`` in [0, 1] of all rounds."""
+    """What falls, relative to its start, after ``progress`` in [0, 1] of all rounds."""
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     if schedule == "linear":

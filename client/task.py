@@ -25,11 +25,12 @@ class TrainingTask:
     loss: str
     correction: str
     beta: float
+    beta_schedule: str
     augment: bool
     first_epoch: int
     """Epochs done in the rounds before."""
     total_epochs: int
-    """Epochs of all rounds: what the schedule spans."""
+    """Epochs of all rounds: what the schedules span."""
     proximal_mu: float = 0.0
     max_part_size: int = 0
     """Most images in one pass; larger batches pass in parts whose gradients add up (the same step
@@ -71,6 +72,7 @@ def training_task(
         loss=training.loss,
         correction=training.correction,
         beta=training.beta,
+        beta_schedule=training.beta_schedule,
         augment=config.data.augment,
         first_epoch=first_epoch,
         total_epochs=total_epochs,

@@ -41,13 +41,15 @@ class TrainingConfig(Section, name="training"):
     """How the learning rate falls to zero over all rounds; one-cycle: it rises first."""
     precision: str = setting("float32", choices=PRECISIONS)
     """Of the passes through student and teacher in training and selection; bfloat16 is 1.4 times
-    as fast for ResNets on processors that have it, slower for MobileNetV2 and on others."""
+    as fast on processors that have it, slower on others."""
     loss: str = setting("kd", choices=("kd", "ce"))
     """Distillation from the teacher, or cross-entropy with the labels (control)."""
     correction: str = setting("none", choices=CORRECTIONS)
     """Cascaded layer correction's form; mse: squared error, a control."""
     beta: float = setting(1.0, minimum=0.0)
     """Weight of the correction."""
+    beta_schedule: str = setting("constant", choices=("constant", "cosine", "linear"))
+    """How that weight falls to zero over all rounds, if it does."""
     teacher_views: int = setting(0, minimum=0, maximum=1000)
     """Augmentations of each coreset image, taken in turn, whose teacher outputs are kept as long as
     the coreset; 0: the teacher sees a new one in every epoch."""

@@ -13,11 +13,11 @@ from common.config import Config, pool_factor, selection_interval
 from common.errors import UserError
 from common.settings import Scalar
 
-WITHOUT_EFFECT: dict[tuple[str, Scalar], str] = {
-    ("training.correction", "none"): "training.beta",
-    ("coreset.selection", "full"): "coreset.fraction",
+WITHOUT_EFFECT: dict[tuple[str, Scalar], tuple[str, ...]] = {
+    ("training.correction", "none"): ("training.beta", "training.beta-schedule"),
+    ("coreset.selection", "full"): ("coreset.fraction",),
 }
-"""Setting and value -> a setting that then has no effect: such cells are one cell."""
+"""Setting and value -> settings that then have no effect: such cells are one cell."""
 
 STUDENT_PASS_COST = 0.25
 """Of scoring an image, relative to training on it: one forward pass of two, none backward. The
@@ -101,7 +101,8 @@ class Grid:
             settings.update(axis.choices[labels[axis.name]])
         for (key, value), idle in WITHOUT_EFFECT.items():
             if settings.get(key) == value:
-                settings.pop(idle, None)
+                for name in idle:
+                    settings.pop(name, None)
         try:
             config = Config.from_flat({**settings, "run.seed": seed})
         except UserError as error:

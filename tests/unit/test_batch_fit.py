@@ -53,6 +53,7 @@ def trained(max_part_size: int) -> list[Tensor]:
         loss="ce",
         correction="none",
         beta=0.0,
+        beta_schedule="constant",
         augment=False,
         first_epoch=0,
         total_epochs=2,

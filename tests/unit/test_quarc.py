@@ -45,6 +45,7 @@ def task(first_epoch: int, num_epochs: int, total_epochs: int) -> TrainingTask:
         loss="kd",
         correction="none",
         beta=0.0,
+        beta_schedule="constant",
         augment=False,
         first_epoch=first_epoch,
         total_epochs=total_epochs,

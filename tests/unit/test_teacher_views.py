@@ -80,6 +80,7 @@ def run(views: TeacherViews, teacher: nn.Module, epochs: range, *, augment: bool
             loss="kd",
             correction="none",
             beta=0.0,
+            beta_schedule="constant",
             augment=augment,
             first_epoch=epoch,
             total_epochs=100,

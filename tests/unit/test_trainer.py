@@ -74,6 +74,7 @@ def make_task(**changes: Any) -> TrainingTask:
         "loss": "ce",
         "correction": "none",
         "beta": 1.0,
+        "beta_schedule": "constant",
         "augment": False,
         "first_epoch": 0,
         "total_epochs": 10,
@@ -221,6 +222,26 @@ class TestTrain:
             losses.append(run(make_student(), task, make_teacher()).mean_loss)
         assert losses[1] > losses[0]
         assert losses[2] - losses[0] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-3)
+
+    def test_beta_falls_over_all_rounds(self) -> None:
+        """The second of two epochs, one step: linearly 2 (1 - 1/2), as a cosine 2 (1 + cos(pi/2)) / 2;
+        both weigh as much as a constant 1 does."""
+        weights = []
+        for schedule, beta in (("constant", 1.0), ("linear", 2.0), ("cosine", 2.0)):
+            model = make_student()
+            task = make_task(
+                loss="kd",
+                correction="clc-channel",
+                beta=beta,
+                beta_schedule=schedule,
+                first_epoch=1,
+                total_epochs=2,
+                batch_size=len(IMAGES),
+            )
+            run(model, task, make_teacher())
+            weights.append(torch.cat([values.flatten() for values in model.parameters()]))
+        torch.testing.assert_close(weights[1], weights[0])
+        torch.testing.assert_close(weights[2], weights[0])
 
     def test_progress_is_reported_every_step(self) -> None:
         """Epochs 2 and 3 of 8, three batches each: (2 + 0/3) / 8, (2 + 1/3) / 8, ..."""
