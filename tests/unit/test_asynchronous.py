@@ -268,7 +268,7 @@ def test_a_round_with_nobody_left_is_skipped_and_its_updates_are_kept(folder: Pa
 
 
 def test_a_stage_without_a_step_is_an_error(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no round of 3 had 2 good replies .* device 0: broken"):
+    with pytest.raises(UserError, match=r"no round of 3 had 2 good .* devices 0, 1: broken"):
         Run(folder, lambda *_: Error(0, "broken"))
 
 

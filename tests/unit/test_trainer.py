@@ -224,7 +224,7 @@ class TestTrain:
         assert losses[2] - losses[0] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-3)
 
     def test_beta_falls_over_all_rounds(self) -> None:
-        """The second of two epochs, one step: linearly 2 (1 - 1/2), as a cosine 2 (1 + cos(pi/2)) / 2;
+        """Epoch two of two, one step: linearly 2 (1 - 1/2), as a cosine 2 (1 + cos(pi/2)) / 2;
         both weigh as much as a constant 1 does."""
         weights = []
         for schedule, beta in (("constant", 1.0), ("linear", 2.0), ("cosine", 2.0)):
