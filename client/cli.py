@@ -117,13 +117,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_place(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    for option, metavar, kind, is_required, text in (
-        ("--superlink", "HOST:PORT", str, required, "where the server is"),
-        ("--data", "DIR", Path, False, "folder CLASS/*.jpg"),
-        ("--key", "FILE", Path, required, "this device's private key"),
-        ("--ca", "FILE", Path, required, "certificate of the server's CA"),
-    ):
-        parser.add_argument(option, metavar=metavar, type=kind, required=is_required, help=text)
+    parser.add_argument(
+        "--superlink",
+        metavar="HOST:PORT",
+        required=required,
+        default="",
+        help="where the server is",
+    )
+    parser.add_argument("--data", metavar="DIR", type=Path, help="folder CLASS/*.jpg")
+    parser.add_argument(
+        "--key", metavar="FILE", type=Path, required=required, help="this device's private key"
+    )
+    parser.add_argument(
+        "--ca", metavar="FILE", type=Path, required=required, help="certificate of the server's CA"
+    )
 
 
 def _size(text: str) -> int:
@@ -172,7 +179,7 @@ def _doctor(options: argparse.Namespace) -> int:
         table.add_column(header, overflow="fold")
     failures = 0
     subject = Subject(
-        superlink=options.superlink or "", data=options.data, key=options.key, ca=options.ca
+        superlink=options.superlink, data=options.data, key=options.key, ca=options.ca
     )
     for finding in examine(subject):
         failures += not finding.passed

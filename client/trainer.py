@@ -121,7 +121,6 @@ def train(
             if on_progress is not None:
                 on_progress(progress)
             set_learning_rate(optimizer, schedule_factor(task.schedule, progress))
-            beta = task.beta * schedule_factor(task.beta_schedule, progress)
             inputs = augment_batch(
                 images.images,
                 chosen,
@@ -157,6 +156,7 @@ def train(
                     loss = cross_entropy(logits.float(), labels, counts)
                 if corrected:
                     correction = correction_loss(task.correction, tap.take(), targets, counts)
+                    beta = task.beta * schedule_factor(task.beta_schedule, progress)
                     loss = loss + beta * correction
                 # Losses are means: parts count by their images. Of one part the share is 1.
                 loss = loss * ((part.stop - part.start) / len(chosen))
