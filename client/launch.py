@@ -60,8 +60,7 @@ def check_launch(launch: Launch) -> None:
     if not 0 <= launch.port < 65536:
         raise UserError(f"--port {launch.port}: expected 1 to 65535")
     for option, path in (("--key", launch.key), ("--ca", launch.ca)):
-        if not path.is_file():
-            raise UserError(f"{option} {path}: there is no such file")
+        require_file(option, path)
     mode = launch.key.stat().st_mode & 0o077
     if mode:
         raise UserError(f"--key {launch.key} is readable by others: chmod 600 {launch.key}")
@@ -84,6 +83,16 @@ def _check_port(port: int) -> None:
                 f"--port {port} can't be had on 127.0.0.1 ({error.strerror}): expected one that "
                 f"no other device or program of this machine uses"
             ) from error
+
+
+def require_file(option: str, path: Path) -> None:
+    """Refuse a path that is no file, by the option that gave it.
+
+    Raises:
+        UserError: naming the option and the path.
+    """
+    if not path.is_file():
+        raise UserError(f"{option} {path}: there is no such file")
 
 
 def parse_address(address: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from client.doctor import get_health, timed
-from client.launch import parse_address
+from client.launch import parse_address, require_file
 from client.memory import MB
 from client.workload import Workload, WorkloadResult, measure_workload
 from common.errors import UserError
@@ -53,8 +53,7 @@ def _latency(superlink: str, ca: Path | None) -> float:
     """Seconds of half a round trip."""
     if ca is None:
         raise UserError("--superlink needs --ca: connections are only made over TLS")
-    if not ca.is_file():
-        raise UserError(f"--ca {ca}: there is no such file")
+    require_file("--ca", ca)
     host, port = parse_address(superlink)
     try:
         # A connection and its handshake take three round trips, the request one more.
