@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +49,18 @@ _HELD_SUFFIX = ".held"
 def device_folder(run_folder: Path) -> Path:
     """Where an engine keeps the states of emulated devices for this run."""
     return run_folder / CHECKPOINT_FOLDER / DEVICE_FOLDER
+
+
+def can_go_on(run_folder: Path, config: Config) -> bool:
+    """Whether an emulated run in this folder can be resumed, its devices included.
+
+    Raises:
+        UserError: all of its checkpoints are damaged, or it was begun with other settings.
+    """
+    if not SnapshotStore(run_folder / CHECKPOINT_FOLDER).exists():
+        return False
+    resumed = replace(config, run=replace(config.run, resume=str(run_folder)))
+    return Checkpoints(run_folder, resumed, note=lambda text: None).holds_devices
 
 
 class Harness(Protocol):
@@ -121,6 +133,13 @@ class Checkpoints:
         """Whether the run goes on after the last round of a stage, in a later one."""
         order = [item.value for item in Stage]
         return bool(self.earlier) and order.index(self.earlier["stage"]) > order.index(stage)
+
+    @property
+    def holds_devices(self) -> bool:
+        """Whether the checkpoint has what devices remember: nothing before quantized rounds."""
+        files = self._resumed.files if self._resumed else ()
+        has_states = any(name.startswith(f"{DEVICE_FOLDER}/") for name in files)
+        return has_states or self.earlier.get("stage") != Stage.QUANTIZED.value
 
     @property
     def has_busy_devices(self) -> bool:

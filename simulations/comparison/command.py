@@ -19,7 +19,7 @@ def add_compare_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "compare",
         help="run scenarios, sweeps and seeds, and report them side by side",
         description="Runs every scenario with every seed; a setting that is a list stands for "
-        "each of its values. Finished runs are kept, an interrupted one is run again. Writes "
+        "each of its values. Finished runs are kept, an interrupted one goes on. Writes "
         "report.html (one file, opens offline), table.csv and table.md.",
     )
     compare.add_argument(
@@ -97,7 +97,14 @@ def _compare(options: argparse.Namespace) -> int:
         prepare_process(options)
         try:
             with folder.claim():
-                failures = run_missing(runs, folder, partial(run_with, options), console)
+                failures = run_missing(
+                    runs,
+                    folder,
+                    partial(run_with, options),
+                    console,
+                    # Flower's runtime keeps its devices' states to itself: they would be lost.
+                    goes_on=options.engine == "local",
+                )
         except (KeyboardInterrupt, SystemExit) as stop:
             report()
             if isinstance(stop, KeyboardInterrupt):

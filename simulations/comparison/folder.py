@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from simulations.comparison.records import is_finished, is_run_folder, read_settings
-from simulations.comparison.sweep import PlannedRun, Sweep
+from simulations.comparison.sweep import RUN_OUT, RUN_RESUME, PlannedRun, Sweep
 from simulations.results.files import GOES_ON, hold, write_atomically
 
 FORMAT = 1
@@ -96,20 +96,38 @@ class ComparisonFolder:
                 )
         return True
 
-    def prepare(self, run: PlannedRun) -> Path:
-        """An empty place for a run that is not finished; returns its folder.
+    def prepare(
+        self, run: PlannedRun, note: Callable[[str], None], *, goes_on: bool
+    ) -> dict[str, str]:
+        """A place for a run that is not finished: its own checkpoints', or an empty one.
+
+        Args:
+            run: what is to be run.
+            note: told why checkpoints are of no use, if they are of none.
+            goes_on: False: the run begins anew.
+
+        Returns:
+            The setting that names the place: run.resume or run.out.
 
         Raises:
             UserError: something is there that no run has written, or nothing can be written.
         """
+        # Imported late: it needs torch, which is not needed to report or to refuse.
+        from server.checkpoints.resumption import can_go_on
+
         content = json.dumps(self._content, indent=1).encode() + b"\n"
         write_atomically(self.path / COMPARISON_FILE, content, hint=GOES_ON)
         folder = self.run_folder(run)
         if folder.exists():
             if any(folder.iterdir()) and not is_run_folder(folder):
                 raise UserError(f"{folder}: expected the files of a run, found others")
+            try:
+                if goes_on and can_go_on(folder, run.config):
+                    return {RUN_RESUME: str(folder)}
+            except UserError as error:
+                note(f"{run.name} begins anew: {error}")
             shutil.rmtree(folder)
-        return folder
+        return {RUN_OUT: str(folder)}
 
 
 def describe(sweeps: Sequence[Sweep]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from common.messages import Stage
 from common.units import format_duration
 from simulations.comparison.folder import ComparisonFolder
 from simulations.comparison.records import RunRecord, read_run
-from simulations.comparison.sweep import RUN_OUT, PlannedRun
+from simulations.comparison.sweep import PlannedRun
 from simulations.display.console import ConsoleReporter, describe_run
 from simulations.display.terminal import print_line
 from simulations.settings.scenario import Scenario
 
 RunScenario = Callable[[Scenario, ConsoleReporter], object]
-"""Runs a scenario, whose run folder is new, to its end."""
+"""Runs a scenario, whose run folder is new or in run.resume, to its end."""
 
 
 class SweepReporter(ConsoleReporter):
@@ -56,10 +57,13 @@ def run_missing(
     folder: ComparisonFolder,
     run_scenario: RunScenario,
     console: Console,
+    *,
+    goes_on: bool,
 ) -> list[str]:
     """Run what is not finished; returns what failed, a line for each run.
 
-    A run that fails does not keep the others from being run; it is tried again the next time.
+    A run that was interrupted goes on after its last checkpoint, unless ``goes_on`` is false. A
+    run that fails does not keep the others from being run; it is tried again the next time.
 
     Raises:
         UserError: a finished run was made with other settings.
@@ -71,8 +75,8 @@ def run_missing(
     started, work_done = time.monotonic(), 0.0
     total_work = sum(run.work for run in waiting)
     for number, run in enumerate(waiting, start=1):
-        out = folder.prepare(run)
-        settings = {**run.settings, RUN_OUT: str(out)}
+        place = folder.prepare(run, partial(print_line, console), goes_on=goes_on)
+        settings = {**run.settings, **place}
         scenario = Scenario(name=run.name, settings=settings, config=Config.from_flat(settings))
         try:
             with SweepReporter(console, f"[{number}/{len(waiting)}] {run.name}") as reporter:

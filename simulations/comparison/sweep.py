@@ -26,7 +26,7 @@ from simulations.emulation.fleet_file import load_fleet
 from simulations.settings.scenario import PLACES, Scenario, parse_overrides, read_scenario
 from simulations.settings.shipped import SCENARIOS
 
-RUN_OUT = "run.out"
+RUN_OUT, RUN_RESUME = "run.out", "run.resume"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class PlannedRun:
     label: str
     """What its group is called in the report; empty: after the settings that vary."""
     settings: Mapping[str, Scalar]
-    """What scenario, sweep and command line set, flat; run.out aside."""
+    """What scenario, sweep and command line set, flat; run.out and run.resume aside."""
     config: Config
 
     @property
@@ -99,12 +99,17 @@ def load_sweep(
     """
     path = SCENARIOS.find(name_or_path)
     given = parse_overrides(overrides)
+    if RUN_RESUME in given:
+        raise UserError(
+            f"--set {RUN_RESUME}: expected none: what was interrupted goes on by itself"
+        )
     for key, reason in ((RUN_OUT, "expected --out"), (SEED, "expected no --seeds beside it")):
         if key in given and (key == RUN_OUT or seeds is not None):
             raise UserError(f"--set {key}: {reason}")
     settings: dict[str, Any] = {**read_scenario(path), **given}
     own_seeds = settings.pop(SEED, Config().run.seed)
-    settings.pop(RUN_OUT, None)
+    for place in (RUN_OUT, RUN_RESUME):
+        settings.pop(place, None)
     if seeds is None:
         seeds = own_seeds if isinstance(own_seeds, list) else [own_seeds]
     axes = {key: values for key, values in settings.items() if isinstance(values, list)}

@@ -148,15 +148,9 @@ def test_a_run_that_is_killed_again_and_again(reference: Path, tmp_path: Path) -
         run_here(folder, resume=True)
 
 
-def test_worker_processes_go_on_as_well(reference: Path, tmp_path: Path) -> None:
-    """SIGKILL to `python -m simulations` once a seeded random number of rounds is recorded."""
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "simulations", "run", "digits", "--workers", "2"]
-    overrides = ["--set", *(f"{key}={value}" for key, value in SETTINGS.items())]
-    process = subprocess.Popen(
-        [*command, "--out", str(folder), *overrides], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    num_rounds = random.Random(7).randrange(1, 6)
+def kill_after_rounds(command: list[str], folder: Path, num_rounds: int) -> None:
+    """SIGKILL to a command once its run has recorded so many rounds."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         time.sleep(0.02)
         path = folder / "metrics.jsonl"
@@ -164,11 +158,38 @@ def test_worker_processes_go_on_as_well(reference: Path, tmp_path: Path) -> None
             process.kill()
             break
     assert process.wait() == -signal.SIGKILL
+
+
+def test_worker_processes_go_on_as_well(reference: Path, tmp_path: Path) -> None:
+    """SIGKILL to `python -m simulations` once a seeded random number of rounds is recorded."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "simulations", "run", "digits", "--workers", "2"]
+    overrides = ["--set", *(f"{key}={value}" for key, value in SETTINGS.items())]
+    num_rounds = random.Random(7).randrange(1, 6)
+    kill_after_rounds([*command, "--out", str(folder), *overrides], folder, num_rounds)
     done = subprocess.run(
         [*command, "--resume", str(folder), *overrides], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert_equal_runs(folder, reference)
+
+
+def test_a_comparison_goes_on_within_a_run(reference: Path, tmp_path: Path) -> None:
+    """Killed once four rounds, one of them quantized, are recorded: at least three are kept."""
+    pytest.importorskip("matplotlib")
+    command = [
+        *(sys.executable, "-m", "simulations", "compare", "digits", "--workers", "0"),
+        *("--set", *(f"{key}={value}" for key, value in SETTINGS.items())),
+        *("--out", str(tmp_path)),
+    ]
+    folder = tmp_path / "runs" / "digits--seed-0"
+    kill_after_rounds(command, folder, 4)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on after" in done.stdout
+    assert_equal_runs(folder, reference)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "1 finished already, 0 to run" in again.stdout
 
 
 FLEET = """

@@ -76,6 +76,22 @@ def test_finished_runs_are_kept_and_unfinished_ones_are_redone(runs: Runs) -> No
     assert runs.names == [RES_0, FULL_0, FULL_0, RES_1, FULL_1]
 
 
+def test_a_run_whose_checkpoints_are_damaged_begins_anew(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The only checkpoint has no manifest; the fake run wants its folder to be gone."""
+    compare()
+    folder = Path(f"out/runs/{RES_0}")
+    (folder / "summary.json").unlink()
+    (folder / "checkpoints" / "000001").mkdir(parents=True)
+    assert compare() == 0
+    assert runs.names == [RES_0, FULL_0, RES_0]
+    assert (
+        f"{RES_0} begins anew: run.resume = '{folder}': none of its checkpoints can be read"
+        in capsys.readouterr().out
+    )
+
+
 def test_a_failed_run_does_not_keep_the_others_from_being_run(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +214,6 @@ def test_what_another_process_added_meanwhile_is_remembered(runs: Runs) -> None:
     compare()
     (planned,) = plan_runs([load_sweep("second.yaml", [], None)])
     with late.claim():
-        late.prepare(planned)
+        late.prepare(planned, print, goes_on=True)
     remembered = json.loads(Path("out/comparison.json").read_text())["scenarios"]
     assert list(remembered) == ["lab", "second"]

@@ -81,6 +81,7 @@ def test_names_are_file_names(tmp_path: Path) -> None:
         ("data.alpha: [1, -2]", (), "data.alpha = -2.0: expected float, > 0.0"),
         ("data.alfa: [1]", (), "unknown setting 'data.alfa'"),
         ("", ("run.out=x",), "--set run.out: expected --out"),
+        ("", ("run.resume=x",), "--set run.resume: expected none"),
         ("run.seed: [0, 0]", (), "0 comes twice"),
         ("model.teacher: [a/b, a-b]", (), "two runs would both be called"),
     ],

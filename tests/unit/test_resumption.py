@@ -1,0 +1,54 @@
+"""Tests of server.checkpoints.resumption; whole runs that go on are in tests/golden/test_resume."""
+
+from pathlib import Path
+
+import pytest
+
+from common.config import Config
+from common.errors import UserError
+from server.checkpoints.resumption import CHECKPOINT_FOLDER, VERSION, can_go_on
+from server.checkpoints.snapshots import SnapshotStore
+from server.records.recorder import METRICS_FILE, file_digest
+
+
+def write_checkpoint(folder: Path, stage: str, *, with_device: bool) -> None:
+    """The checkpoint of a run without any figures so far."""
+    metrics = folder / METRICS_FILE
+    metrics.touch()
+    state = folder / "7.state"
+    state.write_bytes(b"coreset")
+    SnapshotStore(folder / CHECKPOINT_FOLDER).write(
+        {
+            "version": VERSION,
+            "settings": Config().to_flat(),
+            "stage": stage,
+            "round": 1,
+            "metrics_bytes": 0,
+            "metrics_digest": file_digest(metrics, 0),
+        },
+        {},
+        {"devices/7.state": state} if with_device else {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "with_device", "expected"),
+    [
+        ("float", False, True),
+        ("quantized", True, True),
+        # As of an engine that keeps its devices to itself: their coresets would be lost.
+        ("quantized", False, False),
+    ],
+)
+def test_a_run_goes_on_with_what_its_devices_remember(
+    stage: str, with_device: bool, expected: bool, tmp_path: Path
+) -> None:
+    assert not can_go_on(tmp_path, Config())
+    write_checkpoint(tmp_path, stage, with_device=with_device)
+    assert can_go_on(tmp_path, Config()) is expected
+
+
+def test_a_run_with_other_settings_does_not_go_on(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "float", with_device=False)
+    with pytest.raises(UserError, match=r"run\.seed = 1: the run in .* has 0"):
+        can_go_on(tmp_path, Config.from_flat({"run.seed": 1}))
