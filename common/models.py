@@ -8,6 +8,7 @@ made here.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
@@ -158,11 +159,25 @@ def feature_layers(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ValueError: The model has no residual block.
     """
-    blocks = (BasicBlock, InvertedResidual)
-    names = tuple(name for name, m in model.named_modules() if isinstance(m, blocks))
+    names = _residual_blocks(model)
     if not names:
         raise ValueError(f"{type(model).__name__} has no residual block")
     return names
+
+
+@cache
+def has_feature_layers(name: str) -> bool:
+    """Whether a model has what `feature_layers` names, found without allocating it.
+
+    Raises:
+        UserError: `name` is unknown.
+    """
+    return bool(_residual_blocks(_build_on_meta(name, num_classes=1, in_channels=1)))
+
+
+def _residual_blocks(model: nn.Module) -> tuple[str, ...]:
+    blocks = (BasicBlock, InvertedResidual)
+    return tuple(name for name, m in model.named_modules() if isinstance(m, blocks))
 
 
 def model_state(model: nn.Module) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ def check_combinations(config: Config) -> None:
     """
     _check_run(config)
     _check_coreset(config)
+    _check_correction(config)
     _check_pace(config)
     _check_updates(config)
     if config.strategy.name == ASYNCHRONOUS:
@@ -90,6 +91,21 @@ def _check_coreset(config: Config) -> None:
         raise UserError(
             f"coreset.importance-weights = true: expected coreset.selection = 'res-sampled' or "
             f"'res-online', not {coreset.selection!r} (no other draws images by known chances)"
+        )
+
+
+def _check_correction(config: Config) -> None:
+    """Whether the model has layers whose outputs can be corrected."""
+    training, model = config.training, config.model.name
+    if training.correction == "none" or training.beta == 0:
+        return
+    # Imported late: it needs torch, which settings without a correction do not.
+    from common.models import has_feature_layers
+
+    if not has_feature_layers(model):
+        raise UserError(
+            f"training.correction = {training.correction!r}: expected 'none' with model.name = "
+            f"{model!r} (it has no residual blocks, whose outputs a correction compares)"
         )
 
 

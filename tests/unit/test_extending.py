@@ -13,7 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from common import models
-from common.config import QuantizationConfig
+from common.config import Config, QuantizationConfig
+from common.errors import UserError
 from common.folding import fold_batch_norm
 from common.qat import prepare
 
@@ -48,6 +49,19 @@ def test_the_model_can_be_made_quantized_and_folded(
     images = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     assert prepare(model, QuantizationConfig(weight_bits=4))(images).shape == (2, 10)
     torch.testing.assert_close(fold_batch_norm(model)(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_correction_of_a_model_without_residual_blocks_is_refused(
+    examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example stands in resnet8's place; a weight of 0 corrects nothing."""
+    monkeypatch.setattr(models, "_BUILDERS", {"resnet8": examples["PlainNet"]})
+    monkeypatch.setattr(models, "has_feature_layers", models.has_feature_layers.__wrapped__)
+    settings = {"model.name": "resnet8", "training.correction": "mse"}
+    with pytest.raises(UserError, match=r"training\.correction = 'mse': expected 'none' with"):
+        Config.from_flat({**settings, "training.beta": 1})
+    Config.from_flat({**settings, "training.beta": 0})
+    Config.from_flat({"model.name": "resnet8", "training.correction": "none"})
 
 
 def test_the_score_is_high_where_the_model_is_undecided(examples: dict[str, Any]) -> None:
