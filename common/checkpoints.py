@@ -162,13 +162,13 @@ def resolve_teacher(setting: str, model_name: str, dataset_name: str) -> Path | 
         if teacher is None:
             shipped = ", ".join(sorted(_shipped_teachers())) or "none is installed"
             raise UserError(
-                f"teacher 'shipped': there is none for {model_name}-{dataset_name}; "
+                f"model.teacher = 'shipped': there is none for {model_name}-{dataset_name}; "
                 f"shipped are: {shipped}"
             )
         return teacher
     path = Path(setting).expanduser()
     if not path.is_file():
-        raise UserError(f"teacher {setting!r} is neither 'shipped' nor an existing file")
+        raise UserError(f"model.teacher = {setting!r}: expected 'shipped' or an existing file")
     return path
 
 

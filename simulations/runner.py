@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.checkpoints import resolve_teacher
 from common.config import ASYNCHRONOUS
 from common.errors import UserError
 from common.settings import Scalar
@@ -58,6 +59,8 @@ def run_scenario(
             raise UserError(f"fleet.name = '{fleet.name}': expected none with --engine {engine}")
         scenario = fit_scenario(scenario, fleet)
         check_fleet(fleet, scenario.config)
+    model = scenario.config.model
+    resolve_teacher(model.teacher, model.name, scenario.config.data.dataset)
     run_folder = default_run_folder(scenario.config)
     if not scenario.config.run.resume:
         check_run_folder(run_folder)

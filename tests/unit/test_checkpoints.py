@@ -246,7 +246,7 @@ def test_resolve_teacher(checkpoint: Path) -> None:
     assert resolve_teacher(str(checkpoint), "resnet8", "digits") == checkpoint
     with pytest.raises(UserError, match=r"resnet8-digits; shipped are: .*resnet20-cifar100"):
         resolve_teacher("shipped", "resnet8", "digits")
-    with pytest.raises(UserError, match=r"'nowhere\.pt' is neither 'shipped' nor"):
+    with pytest.raises(UserError, match=r"'nowhere\.pt': expected 'shipped' or an existing"):
         resolve_teacher("nowhere.pt", "resnet8", "digits")
 
 

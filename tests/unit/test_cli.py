@@ -55,6 +55,31 @@ def test_a_folder_in_use_is_refused_before_anything_starts(
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["summary.json"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "teacher", "reason"),
+    [
+        ("local", "lost.safetensors", "expected 'shipped' or an existing file"),
+        ("ray", "lost.safetensors", "expected 'shipped' or an existing file"),
+        ("local", "shipped", "there is none for resnet8-digits"),
+    ],
+)
+def test_a_missing_teacher_is_told_before_anything_starts(
+    engine: str,
+    teacher: str,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for start in ("LocalGrid", "run_on_ray"):
+        monkeypatch.setattr(runner, start, _no_run)
+    command = ["run", "digits", "--engine", engine, "--set", f"model.teacher={teacher}"]
+    assert cli.main(command) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error.startswith(f"error: model.teacher = '{teacher}': {reason}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ray_needs_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "digits", "--engine", "ray", "--workers", "0"]) == 2
     assert "--workers = 0: expected at least 1" in capsys.readouterr().err
