@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from common.config import DEFAULT_KEYS
+from common.errors import UserError
+from common.settings import refuse_unknown
 
 
 def add_settings_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
@@ -17,6 +21,24 @@ def add_settings_argument(parser: argparse.ArgumentParser, help_text: str) -> No
         default=[],
         help=help_text,
     )
+
+
+def split_settings(texts: Iterable[str]) -> dict[str, str]:
+    """``["data.alpha=0.1"]`` -> ``{"data.alpha": "0.1"}``.
+
+    Raises:
+        UserError: if one is not ``key=value``, is unknown or comes twice.
+    """
+    settings: dict[str, str] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UserError(f"{text!r}: expected key=value, for example data.alpha=0.1")
+        refuse_unknown([key], DEFAULT_KEYS)
+        if key in settings:
+            raise UserError(f"{key} is set twice on the command line")
+        settings[key] = value
+    return settings
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.arguments import split_settings
 from common.config import Config
 from common.errors import UserError
 from common.settings import Scalar
@@ -27,15 +28,11 @@ def run_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Scala
     """The settings of a run: a TOML file of sections, then ``section.key=value`` overrides.
 
     Raises:
-        UserError: for a file that can't be read, or a setting that is unknown or out of range;
-            nothing has been started then.
+        UserError: for a file that can't be read, or a setting that is unknown, given twice or out
+            of range; nothing has been started then.
     """
     settings = _read(file) if file is not None else {}
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign:
-            raise UserError(f"--set {override!r}: expected section.key=value")
-        settings[key] = _value(text)
+    settings |= {key: _value(text) for key, text in split_settings(overrides).items()}
     Config.from_flat(settings)
     return settings
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.arguments import split_settings
 from common.config import DEFAULT_KEYS, Config
 from common.errors import UserError
 from common.settings import Scalar, refuse_unknown
@@ -74,14 +75,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Scalar]:
         UserError: if one is not ``key=value``, is unknown or comes twice.
     """
     settings: dict[str, Scalar] = {}
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign or not key:
-            raise UserError(f"{override!r}: expected key=value, for example data.alpha=0.1")
-        refuse_unknown([key], DEFAULT_KEYS)
-        if key in settings:
-            raise UserError(f"{key} is set twice on the command line")
-        value = parse_yaml(text, repr(override))
+    for key, text in split_settings(overrides).items():
+        value = parse_yaml(text, repr(f"{key}={text}"))
         settings[key] = "" if value is None and not text else value
     return settings
 

@@ -33,15 +33,16 @@ def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
         ("[data", "run.seed=1", "is not TOML"),
         ("seed = 1", "run.seed=1", "seed = 1: expected a section"),
         ("[data]\nalfa = 1", "run.seed=1", "unknown setting 'data.alfa'"),
-        ("", "run.seed", "expected section.key=value"),
+        ("", "run.seed", "expected key=value"),
         ("", "run.seed=-1", "run.seed = -1"),
+        ("", "run.seed=1 run.seed=1", "run.seed is set twice on the command line"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, content: str, override: str, said: str) -> None:
     file = tmp_path / "run.toml"
     file.write_text(content)
     with pytest.raises(UserError, match=said):
-        run_settings(file, [override])
+        run_settings(file, override.split())
     with pytest.raises(UserError, match="can't be read"):
         run_settings(tmp_path / "none.toml", [])
 
