@@ -53,22 +53,31 @@ class RunFolder:
         self.folder = folder
         self.path = folder / METRICS_FILE
         self.view = RunView()
+        self._last = b""
+        """The last line that was taken in."""
         self._position = 0
+        """Where it begins."""
 
     def read(self) -> None:
         """Take in new whole lines; all of them where a run that went on cut lines off."""
         try:
             with self.path.open("rb") as file:
-                if self.path.stat().st_size < self._position:
-                    self.view, self._position = RunView(), 0
                 file.seek(self._position)
                 content = file.read()
+                if not content.startswith(self._last):
+                    # Cut off, and grown again maybe: another line is where the last one was.
+                    self.view, self._position, self._last = RunView(), 0, b""
+                    file.seek(0)
+                    content = file.read()
         except FileNotFoundError:
             return
         whole = content[: content.rfind(b"\n") + 1]
-        for line in whole.splitlines():
+        lines = whole.splitlines(keepends=True)
+        for line in lines[1 if self._last else 0 :]:
             self.view.add(json.loads(line))
-        self._position += len(whole)
+        if lines:
+            self._last = lines[-1]
+            self._position += len(whole) - len(self._last)
 
     def follow(self) -> None:
         """Read every second until the run's summary is there."""

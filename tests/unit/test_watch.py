@@ -30,6 +30,23 @@ def test_half_a_line_waits_for_its_rest(tmp_path: Path) -> None:
     assert list(tail.view.devices) == [1]
 
 
+def test_lines_that_were_cut_off_and_came_again_are_read_anew(tmp_path: Path) -> None:
+    """Between two readings a run loses its second line, and writes three longer ones after the
+    first: going on from the old end would land within one of them."""
+    path = tmp_path / "metrics.jsonl"
+    tail = RunFolder(tmp_path)
+    first, second = (json.dumps(line) + "\n" for line in LINES[:2])
+    path.write_text(first + second)
+    tail.read()
+    assert list(tail.view.devices) == [0, 1]
+    others = [json.dumps({**LINES[1], "partition_id": number}) + "\n" for number in (12, 13, 14)]
+    path.write_text(first + "".join(others))
+    tail.read()
+    assert list(tail.view.devices) == [0, 12, 13, 14]
+    tail.read()
+    assert [device.upload_bytes for device in tail.view.devices.values()] == [1000] * 4
+
+
 def test_the_command_shows_a_run_that_is_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
