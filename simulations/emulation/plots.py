@@ -20,6 +20,7 @@ from server.records.summary import of_stage
 
 Line = Mapping[str, Any]
 
+EARLIER_STAGES = {Stage.FLOAT: "float warm-up", Stage.CALIBRATION: "calibration"}
 NEEDED_FOR = "the pictures of the fleet"
 COLOUR, REFERENCE = "#1f4e79", "#7f7f7f"
 
@@ -52,6 +53,19 @@ def cost_curves(rounds: Sequence[Line]) -> dict[str, list[float]]:
             curves["bytes"].append(spent_bytes)
             curves["joules"].append(spent_joules)
     return curves
+
+
+def describe_start(rounds: Iterable[Line]) -> str:
+    """A line for a title: what is spent before the curves of `cost_curves` begin; empty: nothing.
+
+    Args:
+        rounds: lines of metrics.jsonl.
+    """
+    stages = {line["stage"] for line in rounds}
+    before = [name for stage, name in EARLIER_STAGES.items() if stage.value in stages]
+    if not before:
+        return ""
+    return f"\ncounted since the run began: before the first round lies {' and '.join(before)}"
 
 
 def fate_matrix(lines: Iterable[Line], num_devices: int) -> NDArray[np.int8]:
@@ -104,6 +118,7 @@ def plot_costs(rounds: Sequence[Line], summary: Line, path: Path) -> None:
         f"{summary['model']} on {summary['dataset']}, fleet {summary['fleet']}, "
         f"{summary['selection']} {100 * summary['coreset_fraction']:g} %: "
         f"{summary['final_accuracy']:.2f} % Top-1 (dashed: float teacher)"
+        f"{describe_start(rounds)}"
     )
     _save(figure, path)
 

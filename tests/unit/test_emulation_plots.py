@@ -8,6 +8,7 @@ import pytest
 from simulations.emulation.plots import (
     FATES,
     cost_curves,
+    describe_start,
     fate_matrix,
     plot_costs,
     plot_timeline,
@@ -53,6 +54,14 @@ def test_costs_hold_the_warm_up() -> None:
         "bytes": [220.0],
         "joules": [6.0],
     }
+
+
+def test_the_title_says_what_comes_before_the_curves() -> None:
+    rounds = [round_line(stage, 1, 1.0) for stage in ("float", "calibration", "quantized")]
+    start = "\ncounted since the run began: before the first round lies"
+    assert describe_start(rounds) == f"{start} float warm-up and calibration"
+    assert describe_start(rounds[1:]) == f"{start} calibration"
+    assert describe_start(rounds[2:]) == ""
 
 
 def test_fates_by_device_and_round() -> None:
