@@ -13,7 +13,7 @@ from common.checkpoints import resolve_teacher
 from common.config import ASYNCHRONOUS
 from common.errors import UserError
 from common.settings import Scalar
-from server.checkpoints.resumption import device_folder
+from server.checkpoints.device_states import device_folder
 from server.records.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
 from simulations.display.console import ConsoleReporter
 from simulations.emulation.fleet import DeviceFleet, check_fleet, fit_scenario

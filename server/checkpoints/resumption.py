@@ -21,6 +21,7 @@ from common.config import QUANTIZED_BITS, Config
 from common.errors import UserError
 from common.events import log_event
 from common.messages import Stage
+from server.checkpoints.device_states import CHECKPOINT_FOLDER, DEVICE_FOLDER, DEVICE_SUFFIX
 from server.checkpoints.snapshots import Snapshot, SnapshotError, SnapshotStore, restore_link
 from server.checkpoints.stage_start import Progress, StageStart
 from server.checkpoints.strategy_state import restore_strategy, strategy_state
@@ -29,10 +30,6 @@ from server.model.aggregation import State
 from server.records.recorder import METRICS_FILE, SUMMARY_FILE, Recorder, file_digest
 from server.strategies.packed_updates import PackedUpdates
 
-CHECKPOINT_FOLDER = "checkpoints"
-DEVICE_FOLDER = "devices"
-DEVICE_SUFFIX = ".state"
-"""An emulated device's state is a file of its node id and this suffix, replaced as a whole."""
 MODEL_FILES = (
     "teacher.safetensors",
     *(f"{n}{s}" for n in ("best", "last") for s in (".safetensors", ".fqrc")),
@@ -44,11 +41,6 @@ FREE_SETTINGS = ("run.out", "run.resume", "run.tensorboard")
 
 _STATE, _STRATEGY, _PROGRESS = "state/", "strategy/", "progress/"
 _HELD_SUFFIX = ".held"
-
-
-def device_folder(run_folder: Path) -> Path:
-    """Where an engine keeps the states of emulated devices for this run."""
-    return run_folder / CHECKPOINT_FOLDER / DEVICE_FOLDER
 
 
 def can_go_on(run_folder: Path, config: Config) -> bool:

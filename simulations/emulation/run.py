@@ -15,7 +15,7 @@ from common.data.partition import configured_split
 from common.devices import DeviceProfile, training_seconds
 from common.errors import UserError
 from server.app import run_federation
-from server.checkpoints.resumption import device_folder
+from server.checkpoints.device_states import device_folder
 from server.records.reporting import Reporter
 from simulations.emulation.clock import VirtualClock
 from simulations.emulation.fleet import DeviceFleet

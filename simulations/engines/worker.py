@@ -23,13 +23,11 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from common.atomic_file import replacing
+from server.checkpoints.device_states import DEVICE_SUFFIX
 from simulations.engines.allocator import keep_freed_memory
 
 FIRST_NODE_ID = 2
 """Node id of partition 0; Flower keeps 0 and 1 for itself."""
-
-STATE_SUFFIX = ".state"
-"""Of a node's state: Flower's own serialization, which runs no code when it is read."""
 
 READY = b"ready"
 
@@ -65,7 +63,7 @@ class Fleet:
 
     def state_file(self, node_id: int) -> Path:
         """The file that keeps one node's state."""
-        return self.state_folder / f"{node_id}{STATE_SUFFIX}"
+        return self.state_folder / f"{node_id}{DEVICE_SUFFIX}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import pytest
 
 from common.config import Config
 from common.errors import UserError
-from server.checkpoints.resumption import CHECKPOINT_FOLDER, VERSION, can_go_on
+from server.checkpoints.device_states import CHECKPOINT_FOLDER
+from server.checkpoints.resumption import VERSION, can_go_on
 from server.checkpoints.snapshots import SnapshotStore
 from server.records.recorder import METRICS_FILE, file_digest
 
