@@ -138,10 +138,11 @@ def _temperature() -> Finding:
 
 def _throttling() -> Finding:
     causes = read_throttling()
+    unknown = "unknown (no vcgencmd, or it is refused to who is not in the group video)"
     return Finding(
         name="Throttling",
         passed=not causes,
-        detail="unknown (no vcgencmd)" if causes is None else ", ".join(causes) or "none",
+        detail=unknown if causes is None else ", ".join(causes) or "none",
         remedy="use the power supply that belongs to the board, and cool it",
     )
 

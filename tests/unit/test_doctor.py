@@ -139,6 +139,27 @@ def test_the_doctors_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "failed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("answer", "passed", "detail"),
+    [
+        ("echo throttled=0x50000", True, "none"),  # of the past: bits 16 and 18
+        ("echo throttled=0x50005", False, "under-voltage, throttled"),
+        ("echo VCHI initialization failed >&2; exit 255", True, "group video"),
+    ],
+)
+def test_a_throttled_board_and_one_that_may_not_be_asked(
+    answer: str, passed: bool, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits of `vcgencmd get_throttled`: 0 is under-voltage now, 2 is throttled now."""
+    tool = tmp_path / "vcgencmd"
+    tool.write_text(f"#!/bin/sh\n{answer}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = findings()["Throttling"]
+    assert finding.passed is passed
+    assert detail in finding.detail
+
+
 def launch(keys: KeyFolder, data: Path | None, **changes: object) -> Launch:
     values = {
         "superlink": "fleet.example.org:9443",
