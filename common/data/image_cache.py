@@ -8,9 +8,11 @@ sizes and modification times), so that changed files are decoded again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +22,10 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+
+from common.data.decoding_progress import DecodingProgress
+from common.errors import UserError
+from common.units import format_bytes
 
 FORMAT = 1
 """Version of the entries; one of another version is made again."""
@@ -50,6 +56,16 @@ class OpenedSource:
 
     splits: Mapping[str, ImageStream]
     class_names: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Of all splits."""
+        return sum(stream.shape[0] for stream in self.splits.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take when they are decoded."""
+        return sum(math.prod(stream.shape) for stream in self.splits.values())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +111,8 @@ def load_cached(source: ImageSource, cache_dir: Path) -> CachedImages:
     cache cannot be written the images are kept in memory and a warning says so.
 
     Raises:
-        UserError: a file of the source is missing or damaged.
+        UserError: a file of the source is missing or damaged, or the images fit neither into the
+            cache nor into memory.
     """
     location = hashlib.blake2b(source.location.encode(), digest_size=8).hexdigest()
     prefix = f"{source.name}-{location}"
@@ -115,18 +132,34 @@ def load_cached(source: ImageSource, cache_dir: Path) -> CachedImages:
                         shutil.rmtree(outdated, ignore_errors=True)
                 cached = _read_entry(entry)
     except OSError as error:
+        reason = f"cannot write the cache {cache_dir} ({error.strerror or error})"
+        opened = source.open()
+        if opened.num_bytes > _machine_memory():
+            raise UserError(
+                f"{reason}: the images of {source.name} take {format_bytes(opened.num_bytes)}, "
+                f"more than this machine's memory; set FEDQUARC_CACHE to a folder with that much "
+                f"room"
+            ) from error
         _logger.warning(
-            "cannot write the cache %s (%s): the images of %s are decoded into memory; "
-            "set FEDQUARC_CACHE to a writable folder",
-            cache_dir,
-            error.strerror or error,
+            "%s: the images of %s are decoded into memory; set FEDQUARC_CACHE to a writable folder",
+            reason,
             source.name,
         )
+        return _decode_to_memory(opened)
     return cached if cached is not None else _decode_to_memory(source.open())
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _write_entry(opened: OpenedSource, entry: Path, *, partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    if shutil.disk_usage(partial.parent).free < opened.num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, not after hours of decoding
+    progress = DecodingProgress(
+        f"the images for {entry}", num_images=opened.num_images, num_bytes=opened.num_bytes
+    )
     partial.mkdir()
     try:
         statistics = _Statistics()
@@ -138,6 +171,7 @@ def _write_entry(opened: OpenedSource, entry: Path, *, partial: Path) -> None:
                     file.write(np.ascontiguousarray(chunk).data)
                     if split == "train":
                         statistics.add(chunk)
+                    progress.advance(len(chunk))
                 _flush(file)
             with (partial / f"{split}-labels.npy").open("wb") as file:
                 np.save(file, stream.labels)

@@ -6,10 +6,12 @@ import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from common.data import image_cache
 from common.data.image_cache import (
     CachedImages,
     ImageSource,
@@ -172,6 +174,20 @@ def test_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureF
     assert_complete(cached)
     assert "FEDQUARC_CACHE" in caplog.text
     assert cached.mean == pytest.approx((TRAIN.reshape(-1, 3) / 255).mean(0).tolist())
+
+
+def test_images_that_fit_neither_disk_nor_memory_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 + 1 images of 2 x 4 x 3 bytes are 96; there is room for 95 on the disk and in memory."""
+    source = Source(fails_after=0)
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=95))
+    monkeypatch.setattr(image_cache, "_machine_memory", lambda: 95)
+    with pytest.raises(UserError, match=r"No space left.* the images of toy take 96 B, more than"):
+        load_cached(source.source, tmp_path)
+    monkeypatch.setattr(image_cache, "_machine_memory", lambda: 96)
+    assert_complete(load_cached(Source().source, tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if path.suffix != ".lock"]
 
 
 def test_entry_is_plain_files(tmp_path: Path) -> None:
