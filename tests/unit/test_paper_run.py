@@ -164,7 +164,7 @@ def test_recorded_command_can_be_pasted() -> None:
         (["--table", "bits", "--only", "bits=9w9a"], "expected one of 'bits=4w32a'"),
         (["--table", "bits", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["--table", "paper-cifar100"], "model.teacher is empty"),
-        (["--table", "bits", "--set", "model.teacher=no.safetensors"], "nor an existing file"),
+        (["--table", "bits", "--set", "model.teacher=no.safetensors"], "or an existing file"),
         (
             ["--table", "bits", "--set", "data.root=nowhere", "--only", "selection=random"],
             "data folder nowhere does not exist",
