@@ -50,12 +50,15 @@ class TrainingProgress(LiveLines):
         self._earlier += done * work
         self._show(done)
 
-    def advance(self, share: float) -> None:
-        """``share`` in [0, 1) of the current training's epochs is done."""
+    def advance(self, share: float, work_share: float | None = None) -> None:
+        """``share`` in [0, 1) of the current training's epochs is done.
+
+        ``work_share`` is that of its work; None: the same.
+        """
         epoch = int(share * self._num_epochs + 1e-6)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._show(share)
+            self._show(share if work_share is None else work_share)
 
     def end(self, line: str) -> None:
         """The current training is over: say what came of it."""

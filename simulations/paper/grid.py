@@ -52,15 +52,20 @@ class Cell:
     @property
     def work(self) -> float:
         """How long it takes in relation to other cells: passes over the whole training set."""
+        return self.work_done(1.0)
+
+    def work_done(self, share: float) -> float:
+        """Of `work`, what is done after a share of the epochs; selections precede theirs."""
         coreset, epochs = self.config.coreset, self.config.training.local_epochs
+        trained = share * epochs
+        part = 1.0 if coreset.selection == "full" else coreset.fraction
         if coreset.selection in STUDENT_FREE:
-            scored = 0.0
-        else:
-            scored = min(1.0, pool_factor(coreset) * coreset.fraction) or 1.0
-        share = 1.0 if coreset.selection == "full" else coreset.fraction
-        scored_epochs = max(0, epochs - first_scored_epoch(coreset))
-        num_selections = math.ceil(scored_epochs / selection_interval(coreset))
-        return epochs * share + STUDENT_PASS_COST * num_selections * scored
+            return trained * part
+        scored = min(1.0, pool_factor(coreset) * coreset.fraction) or 1.0
+        first, interval = first_scored_epoch(coreset), selection_interval(coreset)
+        num_selections = math.ceil(max(0, epochs - first) / interval)
+        num_made = max(0, math.floor((trained - first) / interval + 1e-6) + 1)
+        return trained * part + STUDENT_PASS_COST * min(num_made, num_selections) * scored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,10 +61,15 @@ def run_cells(
                     result = folder.load(cell)
                     progress.begin(title, cell.work, cell.config.training.local_epochs)
                     if result is None:
-                        result = run_cell(cell.config, workbench, progress.advance)
+                        tell = partial(_advance, progress, cell)
+                        result = run_cell(cell.config, workbench, tell)
                         folder.save(cell, result)
                     progress.end(f"{title}: {describe_result(result)}")
             left = postponed
+
+
+def _advance(progress: TrainingProgress, cell: Cell, share: float) -> None:
+    progress.advance(share, cell.work_done(share) / cell.work)
 
 
 def _check_same_teacher(

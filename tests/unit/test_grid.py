@@ -72,6 +72,16 @@ def test_work_is_passes_over_the_training_set(tmp_path: Path) -> None:
     assert pooled[2].work == pytest.approx(0.1 + 0.025)
 
 
+def test_work_of_a_selection_is_done_before_its_epochs(tmp_path: Path) -> None:
+    """5 % for 2 epochs, RES in each: a quarter of a pass, a twentieth, and the same again."""
+    cell = make_grid(tmp_path, overrides=("coreset.interval=1",)).cells([0])[2]
+    done = [cell.work_done(share) for share in (0.0, 0.25, 0.5, 1.0)]
+    assert done == pytest.approx([0.25, 0.275, 0.55, 0.6])
+    late = make_grid(tmp_path, overrides=("coreset.interval=1", "coreset.random-epochs=1"))
+    done = [late.cells([0])[2].work_done(share) for share in (0.25, 0.5, 1.0)]
+    assert done == pytest.approx([0.025, 0.3, 0.35])
+
+
 def test_settings_of_no_effect_are_left_out(tmp_path: Path) -> None:
     text = """\
 axes:

@@ -217,3 +217,16 @@ def test_without_a_terminal_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> 
         "second, epoch 3/3, about 39 s left",
         "second: done",
     ]
+
+
+def test_a_selection_before_the_first_epoch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is 9 tenths of the work and takes 90 s: 10 s are left when the first epoch begins."""
+    now = [0.0]
+    monkeypatch.setattr("simulations.display.progress.time.monotonic", lambda: now[0])
+    out = console()
+    with TrainingProgress(out, 1.0) as progress:
+        progress.begin("cell", 1.0, 2)
+        now[0] = 90.0
+        progress.advance(0.0, 0.9)
+    assert isinstance(out.file, io.StringIO)
+    assert out.file.getvalue().splitlines() == ["cell, epoch 1/2, about 10 s left"]
