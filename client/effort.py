@@ -36,7 +36,11 @@ def round_effort(
         return coreset, num_epochs
     num_samples = len(device.train)
     seconds = seconds_to_compute(
-        config, pace, model_bytes=len(request.model), teacher_bytes=len(request.teacher)
+        config,
+        pace,
+        num_samples=num_samples,
+        model_bytes=len(request.model),
+        teacher_bytes=len(request.teacher),
     )
     if coreset.adaptive:
         fraction = fitting_fraction(

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from client.batch_norm import renew_statistics
 from client.coreset import STUDENT_FREE, Coreset
 from client.optimizer import make_optimizer
 from client.selection import (
@@ -49,6 +50,8 @@ class QuarcResult:
     """Images that the student was run on for the selections."""
     num_teacher_scored: int
     """Images that the teacher was run on for them: its outputs on all images are kept."""
+    num_normalized: int
+    """Images that the student was run on for batch normalisation's statistics."""
     select_seconds: float
     """Wall-clock time of the selections, the teacher's outputs for them included."""
     train_seconds: float
@@ -155,6 +158,8 @@ def train_on_coresets(
                 on_progress=on_progress,
             )
         epoch += part.num_epochs
+    with training:
+        num_normalized = renew_statistics(student, dataset, images, task, generator)
     assert coreset is not None
     return QuarcResult(
         training=total,
@@ -162,6 +167,7 @@ def train_on_coresets(
         num_selections=num_selections,
         num_scored=num_scored,
         num_teacher_scored=num_teacher_scored,
+        num_normalized=num_normalized,
         select_seconds=select.seconds,
         train_seconds=training.seconds,
         select_cpu_seconds=select.cpu_seconds,

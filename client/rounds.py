@@ -157,9 +157,11 @@ def quantized_round(
         if is_paced(config) and device.pace is None:
             save_pace(records, measured_pace(outcome))
         coreset_size = len(outcome.coreset.indices)
-        kept = (
-            {"num-teacher-kept": outcome.training.num_kept} if config.training.teacher_views else {}
-        )
+        optional = {}
+        if config.training.teacher_views:
+            optional["num-teacher-kept"] = outcome.training.num_kept
+        if config.training.batch_norm_images:
+            optional["num-normalized"] = outcome.num_normalized
         metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
         return Reply(
             partition_id=device.partition_id,
@@ -171,7 +173,7 @@ def quantized_round(
                 "select-seconds": outcome.select_seconds,
                 "num-scored": outcome.num_scored,
                 "num-teacher-scored": outcome.num_teacher_scored,
-                **kept,
+                **optional,
             },
         )
 

@@ -23,7 +23,8 @@ class Workload:
 
         Args:
             stage: of the run.
-            metrics: of the reply: num-seen, num-scored, num-teacher-scored, num-teacher-kept.
+            metrics: of the reply: num-seen, num-scored, num-teacher-scored, num-teacher-kept,
+                num-normalized.
             num_samples: training images of the device.
         """
         seen = metrics.get("num-seen", 0)
@@ -34,6 +35,7 @@ class Workload:
         return (
             seen * self.training_step()
             + metrics.get("num-scored", 0) * self.flops.quantized_forward
+            + metrics.get("num-normalized", 0) * self.flops.quantized_forward
             + metrics.get("num-teacher-scored", 0) * self.flops.float_forward
             - metrics.get("num-teacher-kept", 0) * self.flops.float_forward
         )
@@ -57,7 +59,8 @@ class Workload:
             size = max(min(1.0, num_samples), fraction * num_samples - slack)
         # The teacher's outputs may all be kept from the rounds before.
         kept = self.flops.float_forward if training.teacher_views else 0.0
-        return num_epochs * size * (self.training_step() - kept)
+        normalized = min(num_samples, training.batch_norm_images) * self.flops.quantized_forward
+        return num_epochs * size * (self.training_step() - kept) + normalized
 
     def training_step(self) -> float:
         """Operations of a quantization-aware step on one image, the teacher's pass included."""

@@ -255,6 +255,12 @@ class TestCoreset:
             kept.append(metrics["num-teacher-kept"] / metrics["num-seen"])
         assert kept == [0, 0, 1, 0]
 
+    def test_batch_statistics_are_taken_anew(self, device: Device) -> None:
+        """Of 16 of the device's images; without the setting the answer says nothing of it."""
+        metrics = answer(make_config(training__batch_norm_images=16), device).metrics
+        assert metrics["num-normalized"] == 16
+        assert "num-normalized" not in answer(make_config(), device).metrics
+
     def test_is_chosen_anew_within_a_round(self, device: Device) -> None:
         """Round 1 of three epochs is epochs 3, 4, 5; every two epochs from there: 3 and 5."""
         config, records = (
