@@ -70,6 +70,8 @@ class ResultFolder:
 
     def __init__(self, path: Path, grid: Grid) -> None:
         self.path = path
+        if path.exists() and not path.is_dir():
+            raise UserError(f"results folder {path}: expected a folder, found a file")
         recorded = _read_json(path / GRID_FILE)
         mine = describe_grid(grid)
         if recorded is None:

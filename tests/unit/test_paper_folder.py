@@ -90,6 +90,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"not empty and holds no grid\.json"):
         ResultFolder(tmp_path / "out", make_grid(tmp_path))
+    with pytest.raises(UserError, match="expected a folder, found a file"):
+        ResultFolder(tmp_path / "out" / "notes.txt", make_grid(tmp_path))
 
 
 def test_a_default_that_changed_since_is_refused(tmp_path: Path) -> None:
