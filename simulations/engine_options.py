@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from common.arguments import at_least
+from simulations.engines.terminated import Terminated
 
 if TYPE_CHECKING:
     from simulations.display.console import ConsoleReporter
@@ -60,4 +61,4 @@ def run_with(options: argparse.Namespace, scenario: Scenario, reporter: ConsoleR
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise Terminated(128 + number)

@@ -25,6 +25,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from common.atomic_file import replacing
 from server.checkpoints.device_states import DEVICE_SUFFIX
 from simulations.engines.allocator import keep_freed_memory
+from simulations.engines.terminated import Terminated
 
 FIRST_NODE_ID = 2
 """Node id of partition 0; Flower keeps 0 and 1 for itself."""
@@ -102,6 +103,8 @@ def run_message(app: ClientApp, fleet: Fleet, request: bytes) -> bytes:
             raise TypeError(f"the ClientApp answered with a {type(reply).__name__}, no Message")
         outcome = pickle.dumps(Outcome(reply=reply))
         state = recorddict_to_proto(context.state).SerializeToString()
+    except Terminated:
+        raise  # this process is to end (a run without workers): no fault of the device
     except (Exception, SystemExit) as error:
         return pickle.dumps(
             Outcome(

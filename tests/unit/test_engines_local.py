@@ -24,6 +24,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from simulations.engines.local import LocalGrid
+from simulations.engines.terminated import Terminated
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 app = ClientApp()
@@ -85,6 +86,12 @@ def sleep(message: Message, context: Context) -> Message:
 def leave(message: Message, context: Context) -> Message:
     """Calls sys.exit, as a careless library might."""
     sys.exit(3)
+
+
+@app.query("end")
+def end(message: Message, context: Context) -> Message:
+    """Is told to end while it works, as a run without worker processes is."""
+    raise Terminated(143)
 
 
 @app.query("nothing")
@@ -186,6 +193,12 @@ def test_exits_and_missing_answers_are_error_replies(
     replies = grid.send_and_receive(_messages(grid, f"query.{action}"))
     assert {reply.error.code for reply in replies} == {ErrorCode.CLIENT_APP_RAISED_EXCEPTION}
     assert all(said in str(reply.error.reason) for reply in replies)
+
+
+def test_a_run_without_workers_that_is_told_to_end_ends() -> None:
+    """In the middle of a device's task, whose failures are otherwise replies."""
+    with _grid(0) as grid, pytest.raises(Terminated):
+        grid.send_and_receive(_messages(grid, "query.end"))
 
 
 def test_an_unknown_message_type_is_an_error_reply(grid: LocalGrid) -> None:
