@@ -301,6 +301,8 @@ class Checkpoints:
 
     def _compare_settings(self, recorded: Mapping[str, Any]) -> None:
         current = self.config.to_flat()
+        # A run that is older than a setting did what the setting's default does.
+        recorded = {**Config().to_flat(), **recorded}
         for key in sorted(current.keys() | recorded.keys()):
             if key not in FREE_SETTINGS and current.get(key) != recorded.get(key):
                 raise UserError(

@@ -12,7 +12,9 @@ from server.checkpoints.snapshots import SnapshotStore
 from server.records.recorder import METRICS_FILE, file_digest
 
 
-def write_checkpoint(folder: Path, stage: str, *, with_device: bool) -> None:
+def write_checkpoint(
+    folder: Path, stage: str, *, with_device: bool, without: str | None = None
+) -> None:
     """The checkpoint of a run without any figures so far."""
     metrics = folder / METRICS_FILE
     metrics.touch()
@@ -21,7 +23,7 @@ def write_checkpoint(folder: Path, stage: str, *, with_device: bool) -> None:
     SnapshotStore(folder / CHECKPOINT_FOLDER).write(
         {
             "version": VERSION,
-            "settings": Config().to_flat(),
+            "settings": {k: v for k, v in Config().to_flat().items() if k != without},
             "stage": stage,
             "round": 1,
             "metrics_bytes": 0,
@@ -53,3 +55,11 @@ def test_a_run_with_other_settings_does_not_go_on(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "float", with_device=False)
     with pytest.raises(UserError, match=r"run\.seed = 1: the run in .* has 0"):
         can_go_on(tmp_path, Config.from_flat({"run.seed": 1}))
+
+
+def test_a_run_from_before_a_setting_has_its_default(tmp_path: Path) -> None:
+    key = "training.batch-norm-images"
+    write_checkpoint(tmp_path, "float", with_device=False, without=key)
+    assert can_go_on(tmp_path, Config())
+    with pytest.raises(UserError, match=r"batch-norm-images = 8: the run in .* has 0"):
+        can_go_on(tmp_path, Config.from_flat({key: 8}))
