@@ -29,13 +29,13 @@ def test_the_ray_engine_completes_a_run(ray_run: FinishedRun) -> None:
 
 
 def test_a_failed_run_on_ray_is_a_failed_command(tmp_path: Path) -> None:
-    """The ServerApp finds no such checkpoint; Flower's own exit codes would say nothing."""
-    run = simulate(
-        tmp_path / "run", "--engine", "ray", **{"model.teacher": str(tmp_path / "none.pt")}
-    )
+    """The ServerApp cannot read the checkpoint; Flower's own exit codes would say nothing."""
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(b"no checkpoint")
+    run = simulate(tmp_path / "run", "--engine", "ray", **{"model.teacher": str(teacher)})
     assert run.exit_code == 1
     assert run.errors.startswith("error: ")
-    assert "none.pt" in run.errors
+    assert "teacher.safetensors" in run.errors
     assert run.errors.count("\n") == 1
     assert not run.folder.exists()
 
