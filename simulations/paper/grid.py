@@ -86,6 +86,10 @@ class Grid:
     reference: str | None
     """Label of the row that the others are compared with."""
 
+    def choices(self, name: str) -> Mapping[str, Mapping[str, Scalar]]:
+        """Those of one axis."""
+        return next(axis.choices for axis in self.axes if axis.name == name)
+
     def cells(self, seeds: Iterable[int]) -> list[Cell]:
         """All cells, seed by seed, so that an interrupted grid has whole tables of few seeds.
 

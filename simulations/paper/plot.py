@@ -8,7 +8,7 @@ from typing import Any
 
 from common.extras import import_extra
 from simulations.paper.grid import Grid
-from simulations.paper.table import Entry
+from simulations.paper.table import Entry, shown_columns
 
 NEEDED_FOR = "the picture of the table"
 SPREAD, STEP = 0.5, 0.06
@@ -32,7 +32,7 @@ def to_png(grid: Grid, entries: Sequence[Entry]) -> bytes:
     figure = module.Figure(figsize=(14, 5), dpi=110, layout="constrained")
     accuracy, cost = figure.subplots(1, 2, sharey=True)
     series = _series(grid, entries)
-    columns = list(dict.fromkeys(column for points in series.values() for column, _ in points))
+    columns = shown_columns(grid, entries) or [_row(grid, entry) for entry in entries]
     for number, (label, points) in enumerate(series.items()):
         # Without columns every row has a place of its own already.
         step = min(SPREAD / len(series), STEP) if grid.columns else 0.0
@@ -70,11 +70,15 @@ def _series(grid: Grid, entries: Sequence[Entry]) -> dict[str, list[tuple[str, E
     """Row -> its points by column; without columns every row is a point of its own."""
     series: dict[str, list[tuple[str, Entry]]] = {}
     for entry in entries:
-        row = ", ".join(entry.labels[name] for name in grid.rows)
+        row = _row(grid, entry)
         column = row if grid.columns is None else entry.labels[grid.columns]
         if entry.trained:
             series.setdefault(row, []).append((column, entry))
     return series
+
+
+def _row(grid: Grid, entry: Entry) -> str:
+    return ", ".join(entry.labels[name] for name in grid.rows)
 
 
 def _plot(

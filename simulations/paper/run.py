@@ -102,7 +102,8 @@ def write_tables(
 ) -> None:
     """Print the table of the finished cells, and write it as CSV, Markdown and PNG.
 
-    Without any finished cell nothing is written.
+    Rows and columns without any are left out, and a line says how many cells are missing. Where
+    there is none at all nothing is written.
 
     Raises:
         UserError: a file cannot be written, or matplotlib is not installed.
@@ -114,8 +115,12 @@ def write_tables(
     entries = collect(grid, cells, results)
     for table in text_tables(grid, entries):
         table.print(console)
+    num_missing = len(found) - len(results)
+    note = f"Not run yet: {num_missing} of {len(found)} cells." if num_missing else ""
+    if note:
+        print_line(console, note)
     picture = f"{grid.name}.png"
-    markdown = to_markdown(grid, entries, command=command, picture=picture)
+    markdown = to_markdown(grid, entries, command=command, picture=picture, note=note)
     write_atomically(folder.path / f"{grid.name}.csv", to_csv(grid, entries).encode())
     write_atomically(folder.path / f"{grid.name}.md", markdown.encode())
     write_atomically(folder.path / picture, to_png(grid, entries))

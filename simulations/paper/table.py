@@ -59,7 +59,7 @@ class Entry:
 
 
 def collect(grid: Grid, cells: Sequence[Cell], results: Mapping[str, CellResult]) -> list[Entry]:
-    """An entry for every combination of choices, in the grid's order.
+    """An entry for every combination of choices that has a result, in the grid's order.
 
     Args:
         grid: the axes.
@@ -77,6 +77,7 @@ def collect(grid: Grid, cells: Sequence[Cell], results: Mapping[str, CellResult]
     return [
         Entry(labels=dict(zip(names, labels, strict=True)), results=found)
         for labels, found in by_labels.items()
+        if found
     ]
 
 
@@ -94,17 +95,27 @@ def text_tables(grid: Grid, entries: Sequence[Entry]) -> list[TextTable]:
 def _matrix(
     grid: Grid, entries: Sequence[Entry], title: str, show: Callable[[Entry], str]
 ) -> TextTable:
-    columns = next(axis for axis in grid.axes if axis.name == grid.columns).choices
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for entry in sorted(entries, key=lambda entry: list(columns).index(_column(grid, entry))):
-        rows.setdefault(_row(grid, entry), []).append(show(entry))
-    order = dict.fromkeys(_row(grid, entry) for entry in entries)
+    columns = shown_columns(grid, entries)
+    cells = {(_row(grid, entry), _column(grid, entry)): show(entry) for entry in entries}
+    rows = itertools.product(*[grid.choices(name) for name in grid.rows])
     return TextTable(
         title=title,
         header=[*grid.rows, *columns],
-        rows=[[*row, *rows[row]] for row in order],
+        rows=[
+            [*row, *[cells.get((row, column), MISSING) for column in columns]]
+            for row in rows
+            if any((row, column) in cells for column in columns)
+        ],
         num_text_columns=len(grid.rows),
     )
+
+
+def shown_columns(grid: Grid, entries: Sequence[Entry]) -> list[str]:
+    """The columns' labels that have a result, in the grid's order; none without columns."""
+    if grid.columns is None:
+        return []
+    shown = {_column(grid, entry) for entry in entries}
+    return [label for label in grid.choices(grid.columns) if label in shown]
 
 
 def _figures_table(grid: Grid, entries: Sequence[Entry]) -> TextTable:
@@ -176,11 +187,14 @@ def to_csv(grid: Grid, entries: Sequence[Entry]) -> str:
     return text.getvalue()
 
 
-def to_markdown(grid: Grid, entries: Sequence[Entry], *, command: str, picture: str) -> str:
+def to_markdown(
+    grid: Grid, entries: Sequence[Entry], *, command: str, picture: str, note: str = ""
+) -> str:
     """The tables with what is needed to make them again: protocol, command, seeds, versions."""
     parts = [f"# {grid.title}", grid.protocol, f"```\n{command}\n```"]
     for table in text_tables(grid, entries):
         parts += [f"**{table.title}**", table.to_markdown()]
+    parts.append(note)
     parts.append(f"![{grid.title}]({picture})")
     parts.append("\n".join(_facts(entries)))
     return "\n\n".join(part for part in parts if part) + "\n"

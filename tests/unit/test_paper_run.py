@@ -144,9 +144,16 @@ def test_command_writes_tables(
     names = {path.name for path in folder.iterdir()}
     assert names == {"grid.json", "cells", "small.csv", "small.md", "small.png"}
     text = (folder / "small.md").read_text()
-    assert "| random | 60.50 ± 0.71 | - |" in text
+    assert "| method | 5 % |\n" in text
+    assert "| random | 60.50 ± 0.71 |\n" in text
     assert "--seeds 0,1 --only 'share=5 %'" in text
-    assert "60.50 ± 0.71" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "60.50 ± 0.71" in printed
+    for shown in (text, printed):
+        assert "Not run yet: 4 of 8 cells." in shown
+    assert cli.main(["paper", "--table", grid, "--seeds", "0,1"]) == 0
+    for shown in ((folder / "small.md").read_text(), capsys.readouterr().out):
+        assert "Not run yet" not in shown
 
 
 def test_recorded_command_can_be_pasted() -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,40 @@ def test_rows_by_columns(tmp_path: Path) -> None:
 def test_nothing_but_divergence_says_so(tmp_path: Path) -> None:
     grid = make_grid(tmp_path)
     top1, *_ = text_tables(grid, entries_of(grid, {("res", "5 %"): [None, None]}))
-    assert top1.rows[1] == ["res", "diverged", "-"]
+    assert top1.rows == [["res", "diverged"]]
+
+
+def test_rows_and_columns_without_a_result_are_left_out(tmp_path: Path) -> None:
+    """What is left keeps the grid's order: columns are 5 % first, although the first row with a
+    result has 10 % alone."""
+    text = GRID.replace("[random, res]", "[ds, random, res]").replace(
+        "table:", "    20 %: {coreset: {fraction: 0.2}, training: {local-epochs: 1}}\ntable:"
+    )
+    grid = make_grid(tmp_path, text)
+    results: dict[tuple[str, str], list[float | None]] = {
+        ("random", "10 %"): [60.0],
+        ("res", "5 %"): [50.0],
+        ("res", "10 %"): [70.0],
+    }
+    entries = entries_of(grid, results)
+    for table in text_tables(grid, entries):
+        assert table.header == ["method", "5 %", "10 %"]
+        assert [row[0] for row in table.rows] == ["random", "res"]
+    assert text_tables(grid, entries)[0].rows == [
+        ["random", "-", "60.00"],
+        ["res", "50.00", "70.00"],
+    ]
+    lines = list(csv.DictReader(io.StringIO(to_csv(grid, entries))))
+    assert [(line["method"], line["share"]) for line in lines] == list(results)
+
+
+def test_rows_keep_the_grids_order_where_the_first_axis_is_the_columns(tmp_path: Path) -> None:
+    """The first combination with a result is of 10 %, which is the second row."""
+    text = GRID.replace("rows: method\n  columns: share", "rows: share\n  columns: method")
+    grid = make_grid(tmp_path, text)
+    entries = entries_of(grid, {("random", "10 %"): [60.0], ("res", "5 %"): [50.0]})
+    top1, *_ = text_tables(grid, entries)
+    assert top1.rows == [["5 %", "-", "50.00"], ["10 %", "60.00", "-"]]
 
 
 def test_several_axes_can_be_rows(tmp_path: Path) -> None:
@@ -103,15 +137,23 @@ def test_without_columns_a_table_of_all_figures_and_a_reference(tmp_path: Path) 
     assert table.rows == [
         ["full set", "65.00", "100.0 (200.0)", "0.0 (0.0)", "+0.00", "100.0 %"],
         ["a fifth", "63.50", "20.0 (40.0)", "5.0 (10.0)", "-1.50", "25.0 %"],
-        ["nothing", "-", "-", "-", "-", "-"],
     ]
+
+
+def test_without_the_references_result_nothing_is_compared(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, REFERENCE)
+    _, fifth, _ = grid.cells([0])
+    entries = collect(grid, grid.cells([0]), {cell_key(fifth): make_result(63.5)})
+    (table,) = text_tables(grid, entries)
+    assert table.header == ["data", "Top-1, %", "training, s (CPU s)", "selection, s (CPU s)"]
+    assert [row[0] for row in table.rows] == ["a fifth"]
 
 
 def test_csv_has_a_line_for_each_combination(tmp_path: Path) -> None:
     grid = make_grid(tmp_path)
     lines = list(csv.DictReader(io.StringIO(to_csv(grid, entries_of(grid, SOME)))))
-    assert [(line["method"], line["share"]) for line in lines] == list(SOME)
-    first, second, third, fourth = lines
+    assert [(line["method"], line["share"]) for line in lines] == list(SOME)[:3]
+    first, second, third = lines
     assert first["num_seeds"] == "3"
     assert first["top1_percent_mean"] == "62.0000"
     assert first["top1_percent_std"] == "2.0000"
@@ -121,15 +163,18 @@ def test_csv_has_a_line_for_each_combination(tmp_path: Path) -> None:
     assert second["top1_percent_std"] == ""
     assert (third["num_seeds"], third["num_diverged"]) == ("3", "1")
     assert third["top1_by_seed"] == "0:50.00 1:diverged 2:51.00"
-    assert (fourth["num_seeds"], fourth["top1_percent_mean"]) == ("0", "")
 
 
 def test_markdown_says_how_to_make_it_again(tmp_path: Path) -> None:
     grid = make_grid(tmp_path)
-    text = to_markdown(grid, entries_of(grid, SOME), command="python -m it", picture="small.png")
+    entries = entries_of(grid, SOME)
+    text = to_markdown(
+        grid, entries, command="python -m it", picture="small.png", note="Not run yet."
+    )
     assert text.startswith("# A small grid\n\nDigits, for tests.\nAs small as can be.\n")
     assert "```\npython -m it\n```" in text
     assert "| method | 5 % | 10 % |\n| --- | --- | --- |\n| random | 62.00 ± 2.00 | 70.00 |" in text
+    assert "| - |\n\nNot run yet.\n\n![" in text
     assert "- Seeds: 0, 1, 2\n" in text
     assert "- Versions: torch 2, python 3\n" in text
     assert "![A small grid](small.png)" in text
@@ -142,3 +187,35 @@ def test_picture_is_a_png(tmp_path: Path, text: str) -> None:
     pytest.importorskip("matplotlib")
     grid = make_grid(tmp_path, text)
     assert to_png(grid, entries_of(grid, SOME)).startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "places"), [(True, ["5 %", "10 %"]), (False, ["random, 10 %", "res, 5 %"])]
+)
+def test_pictures_places_are_those_of_the_table(
+    columns: bool, places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first point is of 10 %, which is the second column; nothing else has a place."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    shown: list[str] = []
+    save = figure.savefig
+
+    def keep(self: Any, *arguments: Any, **options: Any) -> None:
+        shown.extend(label.get_text() for label in self.axes[0].get_xticklabels())
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(figure, "savefig", keep)
+    rows = "rows: method\n  columns: share"
+    grid = make_grid(tmp_path, GRID if columns else GRID.replace(rows, "rows: [method, share]"))
+    to_png(grid, entries_of(grid, {("random", "10 %"): [60.0], ("res", "5 %"): [50.0]}))
+    assert shown == places
+
+
+@pytest.mark.parametrize("text", [GRID, REFERENCE])
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_nothing_but_divergence(text: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    grid = make_grid(tmp_path, text)
+    cells = grid.cells([0])
+    entries = collect(grid, cells, {cell_key(cells[0]): make_result(None)})
+    assert to_png(grid, entries).startswith(b"\x89PNG\r\n\x1a\n")
