@@ -120,13 +120,13 @@ class Grid:
         return Cell(labels=labels, seed=seed, settings=settings, config=config)
 
 
-def select_cells(grid: Grid, cells: Sequence[Cell], only: Iterable[str]) -> list[Cell]:
+def select_cells(grid: Grid, cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     """The cells that ``only`` names: ``axis=label`` or ``setting=value``.
 
     Several values of one name are alternatives, several names must all hold.
 
     Raises:
-        UserError: for a name or value that no cell has.
+        UserError: for a name or value that no cell has, or values that no cell has together.
     """
     wanted: dict[str, list[str]] = {}
     for text in only:
@@ -143,11 +143,14 @@ def select_cells(grid: Grid, cells: Sequence[Cell], only: Iterable[str]) -> list
             choices = ", ".join(f"'{name}={label}'" for label in known)
             raise UserError(f"--only {text!r}: expected one of {choices}")
         wanted.setdefault(name, []).append(value)
-    return [
+    chosen = [
         cell
         for cell in cells
         if all(_value_of(cell, name) in values for name, values in wanted.items())
     ]
+    if not chosen:
+        raise UserError(f"--only {' '.join(map(repr, only))}: no cell has all of these")
+    return chosen
 
 
 def _value_of(cell: Cell, name: str) -> str | None:

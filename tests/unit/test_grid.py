@@ -120,6 +120,13 @@ def test_only_refuses_what_no_cell_has(tmp_path: Path, only: str, message: str) 
         select_cells(grid, grid.cells([0]), [only])
 
 
+def test_only_refuses_what_no_cell_has_together(tmp_path: Path) -> None:
+    """Each is there: shares of 5 % are trained for two epochs, those of 10 % for one."""
+    grid = make_grid(tmp_path)
+    with pytest.raises(UserError, match=r"'share=5 %' 'training.local-epochs=1': no cell has all"):
+        select_cells(grid, grid.cells([0]), ["share=5 %", "training.local-epochs=1"])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
