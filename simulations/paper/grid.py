@@ -45,11 +45,6 @@ class Cell:
     config: Config
 
     @property
-    def title(self) -> str:
-        """``quarc, 10 %, seed 0``."""
-        return ", ".join([*self.labels.values(), f"seed {self.seed}"])
-
-    @property
     def work(self) -> float:
         """How long it takes in relation to other cells: passes over the whole training set."""
         return self.work_done(1.0)
@@ -118,6 +113,13 @@ class Grid:
             where = ", ".join(labels.values())
             raise UserError(f"grid {self.name}, cell {where}: {error}") from error
         return Cell(labels=labels, seed=seed, settings=settings, config=config)
+
+
+def title(cells: Sequence[Cell]) -> str:
+    """``quarc, 10 %, seed 0``; of cells with the same settings all labels: ``full, 5 % / 10 %``."""
+    names = cells[0].labels
+    labels = [" / ".join(dict.fromkeys(cell.labels[name] for cell in cells)) for name in names]
+    return ", ".join([*labels, f"seed {cells[0].seed}"])
 
 
 def select_cells(grid: Grid, cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

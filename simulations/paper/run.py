@@ -17,7 +17,7 @@ from simulations.display.progress import TrainingProgress
 from simulations.display.terminal import print_line
 from simulations.paper.cell import Workbench, find_teacher, run_cell
 from simulations.paper.folder import CellResult, ResultFolder, cell_key
-from simulations.paper.grid import Cell, Grid
+from simulations.paper.grid import Cell, Grid, title
 from simulations.paper.plot import to_png
 from simulations.paper.table import collect, text_tables, to_csv, to_markdown
 from simulations.results.files import write_atomically
@@ -36,35 +36,39 @@ def run_cells(
         UserError: data or teacher are missing, the teacher is another one than that of the
             finished cells, or the disk is full.
     """
-    waiting = {cell_key(cell): cell for cell in cells if folder.load(cell) is None}
-    num_kept = len({cell_key(cell) for cell in cells}) - len(waiting)
-    for cell in waiting.values():
+    by_key: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_key.setdefault(cell_key(cell), []).append(cell)
+    waiting = [alike for alike in by_key.values() if folder.load(alike[0]) is None]
+    left = [
+        (f"[{number}/{len(waiting)}] {title(alike)}", alike[0])
+        for number, alike in enumerate(waiting, start=1)
+    ]
+    for _, cell in left:
         find_teacher(cell.config.data, cell.config.model)
     workbench = Workbench(device)
     checked: set[ModelConfig] = set()
-    with TrainingProgress(console, sum(cell.work for cell in waiting.values())) as progress:
-        if num_kept:
+    with TrainingProgress(console, sum(cell.work for _, cell in left)) as progress:
+        if num_kept := len(by_key) - len(waiting):
             progress.note(f"{num_kept} cells are finished already, {len(waiting)} to run")
-        left = list(enumerate(waiting.values(), start=1))
         # Cells that another process has are left for later: it may have finished them by then.
         for wait in (False, True):
             postponed = []
-            for number, cell in left:
-                title = f"[{number}/{len(waiting)}] {cell.title}"
+            for name, cell in left:
                 if cell.config.model not in checked:
                     _check_same_teacher(cell, cells, folder, workbench)
                     checked.add(cell.config.model)
                 with folder.claim(cell, wait=wait) as is_free:
                     if not is_free:
-                        postponed.append((number, cell))
+                        postponed.append((name, cell))
                         continue
                     result = folder.load(cell)
-                    progress.begin(title, cell.work, cell.config.training.local_epochs)
+                    progress.begin(name, cell.work, cell.config.training.local_epochs)
                     if result is None:
                         tell = partial(_advance, progress, cell)
                         result = run_cell(cell.config, workbench, tell)
                         folder.save(cell, result)
-                    progress.end(f"{title}: {describe_result(result)}")
+                    progress.end(f"{name}: {describe_result(result)}")
             left = postponed
 
 

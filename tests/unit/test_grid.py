@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from simulations.paper.grid import select_cells
+from simulations.paper.grid import select_cells, title
 from simulations.paper.grid_file import load_grid
 from simulations.settings.shipped import GRIDS
 from tests.unit.grid_files import GRID, make_grid
@@ -27,7 +27,7 @@ SHIPPED = [
 def test_cells_are_every_combination_seed_by_seed(tmp_path: Path) -> None:
     """Two methods, two shares, two seeds: eight cells, those of the first seed first."""
     cells = make_grid(tmp_path).cells([3, 4])
-    assert [cell.title for cell in cells] == [
+    assert [title([cell]) for cell in cells] == [
         f"{method}, {share}, seed {seed}"
         for seed in (3, 4)
         for method in ("random", "res")

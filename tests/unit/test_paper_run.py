@@ -113,7 +113,14 @@ axes:
 """
     grid = make_grid(tmp_path, text)
     folder = ResultFolder(tmp_path / "out", grid)
-    run_cells(grid, grid.cells([0]), folder, CPU, console())
+    out = console()
+    run_cells(grid, grid.cells([0]), folder, CPU, out)
+    assert isinstance(out.file, io.StringIO)
+    assert [line.split(":")[0] for line in out.file.getvalue().splitlines()] == [
+        "[1/3] none, 1.0 / 5.0, seed 0",
+        "[2/3] mse, 1.0, seed 0",
+        "[3/3] mse, 5.0, seed 0",
+    ]
     assert len(trained) == 3
     assert all(folder.load(cell) is not None for cell in grid.cells([0]))
 
