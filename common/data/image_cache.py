@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,10 @@ def load_cached(source: ImageSource, cache_dir: Path) -> CachedImages:
         with FileLock(cache_dir / f"{prefix}.lock"):
             cached = _read_entry(entry)
             if cached is None:
-                _write_entry(source.open(), entry, partial=cache_dir / f"{prefix}.partial")
+                partial = cache_dir / f"{prefix}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                _remove_abandoned(cache_dir)
+                _write_entry(source.open(), entry, partial=partial)
                 for outdated in cache_dir.glob(f"{prefix}-*"):
                     if outdated != entry:
                         shutil.rmtree(outdated, ignore_errors=True)
@@ -149,12 +153,19 @@ def load_cached(source: ImageSource, cache_dir: Path) -> CachedImages:
     return cached if cached is not None else _decode_to_memory(source.open())
 
 
+def _remove_abandoned(cache_dir: Path) -> None:
+    """Remove what killed processes left half decoded: its source may never be asked for again."""
+    for partial in cache_dir.glob("*.partial"):
+        # Whoever still decodes it holds its lock (Timeout is an OSError).
+        with suppress(OSError), FileLock(partial.with_suffix(".lock"), timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def _machine_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _write_entry(opened: OpenedSource, entry: Path, *, partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     if shutil.disk_usage(partial.parent).free < opened.num_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, not after hours of decoding
     progress = DecodingProgress(

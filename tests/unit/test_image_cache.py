@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from common.data import image_cache
 from common.data.image_cache import (
@@ -157,6 +158,16 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (partial / "train-images.npy").write_bytes(b"half")
     assert_complete(load_cached(Source("two").source, tmp_path))
     assert not partial.exists()
+
+
+def test_what_a_killed_process_left_of_another_source_is_removed_too(tmp_path: Path) -> None:
+    """But not what a process is decoding: it holds the lock of that name."""
+    for name in ("toy-0.5-killed", "toy-0.5-decoding"):
+        (tmp_path / f"{name}.partial").mkdir()
+        (tmp_path / f"{name}.partial" / "train-images.npy").write_bytes(b"half")
+    with FileLock(tmp_path / "toy-0.5-decoding.lock"):
+        assert_complete(load_cached(Source().source, tmp_path))
+    assert [path.name for path in tmp_path.glob("*.partial")] == ["toy-0.5-decoding.partial"]
 
 
 def test_one_of_many_decodes(tmp_path: Path) -> None:
