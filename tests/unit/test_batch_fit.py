@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from client.batch_fit import FIRST_STEP_BYTES, fitting_part_size, kept_bytes_per_image
 from client.task import TrainingTask
 from client.trainer import parts, train
-from common.data.datasets import Dataset, ImageSet
+from common.data.datasets import ImageSet
+from tests.unit.datasets import dataset_of
 
 SHAPE = (1, 4, 4)
 
@@ -35,9 +36,7 @@ def trained(max_part_size: int) -> list[Tensor]:
         labels=torch.arange(10) % 2,
         class_names=("a", "b"),
     )
-    dataset = Dataset(
-        name="x", train=images, test=images, mean=(0.5,), std=(0.5,), crop_padding=0, flip=False
-    )
+    dataset = dataset_of(images, mean=0.5, std=0.5)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
         for parameter in model.parameters():

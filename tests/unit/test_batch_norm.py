@@ -10,6 +10,7 @@ from client.batch_norm import renew_statistics
 from client.task import TrainingTask, training_task
 from common.config import Config
 from common.data.datasets import Dataset, ImageSet
+from tests.unit.datasets import dataset_of
 
 
 def constant_images(values: list[int]) -> Dataset:
@@ -20,15 +21,7 @@ def constant_images(values: list[int]) -> Dataset:
         labels=torch.zeros(len(values), dtype=torch.int64),
         class_names=("a",),
     )
-    return Dataset(
-        name="constant",
-        train=images,
-        test=images,
-        mean=(0.0,),
-        std=(1 / 255,),
-        crop_padding=1,
-        flip=True,
-    )
+    return dataset_of(images, std=1 / 255, crop_padding=1, flip=True)
 
 
 class Normalizer(nn.Module):

@@ -12,6 +12,7 @@ from client.selection import choose_coreset, draw_pool, note_scores
 from common.config import Config, CoresetConfig, TrainingConfig
 from common.data.datasets import Dataset, ImageSet
 from common.errors import UserError
+from tests.unit.datasets import dataset_of
 
 ROOT_2 = math.sqrt(2)
 
@@ -180,16 +181,7 @@ def brightness_set(num_images: tuple[int, int]) -> tuple[ImageSet, Dataset]:
     labels = torch.tensor([0] * num_images[0] + [1] * num_images[1])
     pixels = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1)
     images = ImageSet(images=pixels, labels=labels, class_names=("a", "b"))
-    dataset = Dataset(
-        name="brightness",
-        train=images,
-        test=images,
-        mean=(0.0,),
-        std=(1.0,),
-        crop_padding=0,
-        flip=False,
-    )
-    return images, dataset
+    return images, dataset_of(images)
 
 
 def test_a_pool_is_a_multiple_of_the_coreset_in_every_class() -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from common.data.datasets import Dataset, ImageSet
 from common.inference import device_of, predict_logits
+from tests.unit.datasets import dataset_of
 
 
 class Recorder(nn.Module):
@@ -32,10 +33,7 @@ def image_set(num_images: int) -> tuple[Tensor, Dataset]:
         labels=torch.zeros(num_images, dtype=torch.int64),
         class_names=("a",),
     )
-    dataset = Dataset(
-        name="grey", train=images, test=images, mean=(0.5,), std=(0.25,), crop_padding=0, flip=False
-    )
-    return images.images, dataset
+    return images.images, dataset_of(images, mean=0.5, std=0.25)
 
 
 def expected(colours: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from common.data.datasets import Dataset, ImageSet
 from server.model.global_model import GlobalModel
 from server.model.mixed_model import MixedModel, quantized_model
 from server.rounds.stages import copied_state
+from tests.unit.datasets import dataset_of
 
 
 class ThreeLayers(nn.Module):
@@ -38,15 +39,7 @@ def one_pixel_dataset() -> Dataset:
         labels=torch.tensor([0, 0, 0, 1]),
         class_names=("a", "b"),
     )
-    return Dataset(
-        name="pixels",
-        train=images,
-        test=images,
-        mean=(0.0,),
-        std=(1.0,),
-        crop_padding=0,
-        flip=False,
-    )
+    return dataset_of(images)
 
 
 def test_the_model_is_measured_at_every_bit_width() -> None:

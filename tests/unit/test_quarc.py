@@ -17,6 +17,7 @@ from common.config import Config, CoresetConfig, ModelConfig, QuantizationConfig
 from common.data.datasets import Dataset, ImageSet
 from common.models import create_model
 from common.qat import activation_quantizers, prepare
+from tests.unit.datasets import dataset_of
 
 
 def tiny_set(num_images: int = 24) -> tuple[ImageSet, Dataset]:
@@ -27,10 +28,7 @@ def tiny_set(num_images: int = 24) -> tuple[ImageSet, Dataset]:
         labels=torch.arange(num_images) % 3,
         class_names=("a", "b", "c"),
     )
-    dataset = Dataset(
-        name="noise", train=images, test=images, mean=(0.5,), std=(0.3,), crop_padding=1, flip=False
-    )
-    return images, dataset
+    return images, dataset_of(images, mean=0.5, std=0.3, crop_padding=1)
 
 
 def task(first_epoch: int, num_epochs: int, total_epochs: int) -> TrainingTask:

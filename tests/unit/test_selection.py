@@ -11,6 +11,7 @@ from client.coreset import MODEL_FREE
 from client.selection import choose_coreset, needs_teacher_outputs
 from common.config import SELECTIONS, CoresetConfig
 from common.data.datasets import Dataset, ImageSet
+from tests.unit.datasets import dataset_of
 
 # Probabilities of three classes that the student gives to images 0 ... 5, and the teacher's.
 SURE, UNSURE, EVEN = (0.5, 0.25, 0.25), (0.25, 0.25, 0.5), (1 / 3, 1 / 3, 1 / 3)
@@ -31,16 +32,7 @@ class Student(nn.Module):
 def images() -> tuple[ImageSet, Dataset]:
     pixels = torch.arange(6, dtype=torch.uint8)[:, None, None, None]
     image_set = ImageSet(images=pixels, labels=LABELS, class_names=("a", "b", "c"))
-    dataset = Dataset(
-        name="index",
-        train=image_set,
-        test=image_set,
-        mean=(0.0,),
-        std=(1.0,),
-        crop_padding=0,
-        flip=True,
-    )
-    return image_set, dataset
+    return image_set, dataset_of(image_set, flip=True)
 
 
 def choose(

@@ -13,6 +13,7 @@ from common.config import Config, CoresetConfig, TrainingConfig
 from common.data.augmentation import Crops, augment_batch
 from common.data.datasets import Dataset, ImageSet
 from common.errors import UserError
+from tests.unit.datasets import dataset_of
 
 NUM_IMAGES = 6
 
@@ -26,16 +27,7 @@ def make_images() -> tuple[ImageSet, Dataset]:
         labels=torch.arange(NUM_IMAGES) % 2,
         class_names=("a", "b"),
     )
-    dataset = Dataset(
-        name="squares",
-        train=images,
-        test=images,
-        mean=(0.0,),
-        std=(1 / 255,),
-        crop_padding=1,
-        flip=True,
-    )
-    return images, dataset
+    return images, dataset_of(images, std=1 / 255, crop_padding=1, flip=True)
 
 
 IMAGES, DATASET = make_images()

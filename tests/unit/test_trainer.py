@@ -29,6 +29,7 @@ from common.data.datasets import Dataset, ImageSet
 from common.models import create_model
 from common.qat import calibrate, prepare
 from common.quantization import SMALLEST_STEP
+from tests.unit.datasets import dataset_of
 
 NUM_IMAGES = 30
 
@@ -46,16 +47,7 @@ def make_images() -> tuple[ImageSet, Dataset]:
     images = ImageSet(
         images=(noise + bright).to(torch.uint8), labels=labels, class_names=("a", "b", "c")
     )
-    dataset = Dataset(
-        name="rows",
-        train=images,
-        test=images,
-        mean=(0.35,),
-        std=(0.34,),
-        crop_padding=1,
-        flip=False,
-    )
-    return images, dataset
+    return images, dataset_of(images, mean=0.35, std=0.34, crop_padding=1)
 
 
 IMAGES, DATASET = make_images()

@@ -13,10 +13,11 @@ from client.state import TEACHER_FILE, TeacherStore
 from client.working_model import MOST_IDLE, frozen_teacher, working_model
 from common.checkpoints import content_hash
 from common.config import Config, ModelConfig
-from common.data.datasets import Dataset, ImageSet
+from common.data.datasets import ImageSet
 from common.messages import Stage, TrainRequest
 from common.models import model_state
 from common.payloads.updates import State, encode_float
+from tests.unit.datasets import dataset_of
 
 CONFIG = replace(Config(), model=ModelConfig(name="resnet8"))
 
@@ -27,9 +28,7 @@ def make_device(num_classes: int = 3) -> Device:
         labels=torch.arange(4) % num_classes,
         class_names=tuple(map(str, range(num_classes))),
     )
-    dataset = Dataset(
-        name="x", train=images, test=images, mean=(0.5,), std=(0.5,), crop_padding=0, flip=False
-    )
+    dataset = dataset_of(images, mean=0.5, std=0.5)
     return Device(partition_id=0, dataset=dataset, train=images, holdout=images)
 
 
