@@ -21,7 +21,8 @@ from common.data.datasets import Dataset, ImageSet
 from common.inference import device_of
 from common.models import feature_layers, state_tensors
 from common.precision import forward_in
-from common.qat import STEP_SUFFIX, clamp_steps
+from common.qat import STEP_SUFFIX, clamp_steps, quantized_layers
+from common.quantized_layers import quantized_at_once
 
 Anchors = Sequence[tuple[nn.Parameter, Tensor]]
 """Parameters, each with the global value that FedProx's term holds it to."""
@@ -111,6 +112,7 @@ def train(
     optimizer = optimizer or make_optimizer(model, task)
     anchors = proximal_anchors(model, task) if anchors is None else anchors
     steps: list[Tensor] = [p for name, p in model.named_parameters() if name.endswith(STEP_SUFFIX)]
+    quantized = [layer for _, layer in quantized_layers(model)]
     model.train()
     loss_sum, num_seen, num_steps, num_kept = 0.0, 0, 0, 0
     with (
@@ -144,7 +146,7 @@ def train(
                             teacher_logits = teacher_logits.to(device)
                             num_kept += is_kept * len(part_inputs)
                         targets = teacher_tap.take()
-                with forward_in(task.precision, device):
+                with forward_in(task.precision, device), quantized_at_once(quantized):
                     logits = model(part_inputs)
                 if on_outputs is not None:
                     on_outputs(chosen[part], logits.detach(), teacher_logits)

@@ -9,6 +9,8 @@ integer code dequantizes to.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,72 +65,103 @@ def dequantize(codes: Tensor, step: Tensor, offset: Tensor | None = None) -> Ten
     return values if offset is None else values.add_(offset)
 
 
-class _FakeQuantize(torch.autograd.Function):
-    """Quantize and dequantize with LSQ's gradients (ICLR 2020, equations 3 and 5).
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """What is to be fake-quantized, and how."""
 
-    With u = (v - offset) / step: inside the range dv is passed through, the step's gradient is
-    round(u) - u and the offset's is 0; outside they are 0, Q_N or Q_P, and 1 (LSQ+, eq. 5).
+    values: Tensor
+    """Any shape."""
+    step: Tensor
+    """Broadcastable to ``values``, > 0."""
+    offset: Tensor | None = None
+    """Of the step's shape; absent: 0 (LSQ)."""
+    q_n: int
+    """Smallest code."""
+    q_p: int
+    """Largest code."""
+    gradient_scale: float = 1.0
+    """Factor on the step's and the offset's gradient, see :func:`step_gradient_scale`."""
+
+
+def fake_quantize(operands: Sequence[Operand]) -> tuple[Tensor, ...]:
+    """Quantize and dequantize every operand, differentiable in values, step and offset.
+
+    Many at once cost less than one after the other: the backward pass of all is one call, made as
+    soon as the gradients of all outputs are known.
+    """
+    settings = [(operand.q_n, operand.q_p, operand.gradient_scale) for operand in operands]
+    tensors = [tensor for o in operands for tensor in (o.values, o.step, o.offset)]
+    return _FakeQuantize.apply(settings, *tensors)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize and dequantize, with the gradients of `_gradients`.
 
     Input and output are saved: the layer before keeps the one and the layer behind the other
-    anyway. Summed over the values that share a step, its gradient times the step is
-    <g, output> - <dv, v> - offset <g - dv, 1>: no temporary but dv, which is wanted as well.
+    anyway.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        values: Tensor,
-        step: Tensor,
-        offset: Tensor | None,
-        q_n: int,
-        q_p: int,
-        gradient_scale: float,
-    ) -> Tensor:
-        output = quantize(values, step, q_n, q_p, offset).mul_(step)
-        if offset is not None:
-            output.add_(offset)
-        ctx.save_for_backward(values, step, offset, output)
-        ctx.range = (q_n, q_p)
-        ctx.gradient_scale = gradient_scale
-        return output
+        ctx: Any, settings: list[tuple[int, int, float]], *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        """Of each operand Q_N, Q_P and gradient scale; values, step and offset -> outputs."""
+        outputs = []
+        for (q_n, q_p, _), (values, step, offset) in zip(settings, _triples(tensors), strict=True):
+            output = quantize(values, step, q_n, q_p, offset).mul_(step)
+            outputs.append(output if offset is None else output.add_(offset))
+        ctx.save_for_backward(*outputs, *tensors)
+        ctx.set_materialize_grads(False)  # an output that was not used has none, rather than zeros
+        ctx.settings = settings
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        values, step, offset, output = ctx.saved_tensors
-        values_gradient = _pass_inside(gradient, values, step, offset, *ctx.range)
-        step_gradient = _inner_product(gradient, output, step)
-        step_gradient -= _inner_product(values_gradient, values, step)
-        offset_gradient = None
-        if offset is not None:
-            outside = _sum_to(gradient, step) - _sum_to(values_gradient, step)
-            step_gradient -= offset * outside
-            offset_gradient = outside * ctx.gradient_scale
-        step_gradient.div_(step).mul_(ctx.gradient_scale)
-        return values_gradient, step_gradient, offset_gradient, None, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        outputs, triples = saved[: len(gradients)], _triples(saved[len(gradients) :])
+        input_gradients: list[Tensor | None] = []
+        for gradient, output, triple, setting in zip(
+            gradients, outputs, triples, ctx.settings, strict=True
+        ):
+            if gradient is None:
+                input_gradients += (None, None, None)
+            else:
+                input_gradients += _gradients(gradient, output, *triple, *setting)
+        return None, *input_gradients
 
 
-def fake_quantize(
+def _triples(tensors: Sequence[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    return zip(tensors[0::3], tensors[1::3], tensors[2::3], strict=True)
+
+
+def _gradients(
+    gradient: Tensor,
+    output: Tensor,
     values: Tensor,
     step: Tensor,
+    offset: Tensor | None,
     q_n: int,
     q_p: int,
-    *,
-    offset: Tensor | None = None,
-    gradient_scale: float = 1.0,
-) -> Tensor:
-    """Quantize and dequantize ``values``, differentiable in values, step and offset.
+    gradient_scale: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """LSQ's gradients (ICLR 2020, equations 3 and 5) of values, step and offset.
 
-    Args:
-        values: any shape.
-        step: broadcastable to ``values``, > 0.
-        q_n: smallest code.
-        q_p: largest code.
-        offset: of the step's shape; absent: 0 (LSQ).
-        gradient_scale: factor on the step's and the offset's gradient, see
-            :func:`step_gradient_scale`.
+    With u = (v - offset) / step: inside the range dv is passed through, the step's gradient is
+    round(u) - u and the offset's is 0; outside they are 0, Q_N or Q_P, and 1 (LSQ+, eq. 5).
+
+    Summed over the values that share a step, its gradient times the step is
+    <g, output> - <dv, v> - offset <g - dv, 1>: no temporary but dv, which is wanted as well.
     """
-    return _FakeQuantize.apply(values, step, offset, q_n, q_p, gradient_scale)  # type: ignore[no-untyped-call]
+    values_gradient = _pass_inside(gradient, values, step, offset, q_n, q_p)
+    step_gradient = _inner_product(gradient, output, step)
+    step_gradient -= _inner_product(values_gradient, values, step)
+    offset_gradient = None
+    if offset is not None:
+        outside = _sum_to(gradient, step) - _sum_to(values_gradient, step)
+        step_gradient -= offset * outside
+        offset_gradient = outside * gradient_scale
+    step_gradient.div_(step).mul_(gradient_scale)
+    return values_gradient, step_gradient, offset_gradient
 
 
 def step_gradient_scale(num_values: int, q_p: int) -> float:

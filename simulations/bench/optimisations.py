@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 from unittest.mock import patch
 
 from torch import nn
 
+from client import trainer
 from common.blocks import ReLU6
 from common.convolution import Conv2d
 from common.folding import fold_batch_norm
@@ -43,6 +45,10 @@ def _compare(sizes: Sizes, model: str) -> list[Row]:
         step()
         keep_freed_memory()
 
+    def step_with_weights_one_by_one() -> None:
+        with patch.object(trainer, "quantized_at_once", nullcontext):
+            step()
+
     def row(subject: str, against: str, figure: Figure) -> Row:
         subject = f"{model}, batch {sizes.step_batch}, {subject}"
         return Row(group=GROUP, subject=subject, against=against, unit="x the time", figure=figure)
@@ -54,6 +60,11 @@ def _compare(sizes: Sizes, model: str) -> list[Row]:
             ratio(teacher_passes(sizes, dataset, folded), teacher_passes(sizes, dataset, loaded)),
         ),
         row("2w32a step", "freed memory given back", ratio(step, step_with_memory_given_back)),
+        row(
+            "2w32a step",
+            "weights quantized layer by layer",
+            ratio(step, step_with_weights_one_by_one),
+        ),
     ]
     if any(isinstance(module, ReLU6) for module in prepared.modules()):
         peer = training(sizes, dataset, _with_torchs_relu6(prepared), folded)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.quantization import fake_quantize, step_gradient_scale
+from common.quantization import fake_quantize
 from common.quantized_layers import FakeQuantizer
 from simulations.bench import noise, peers, timing
 from simulations.bench.packing import numpy_pack, numpy_unpack
@@ -48,6 +48,13 @@ class TestTimer:
         figure = Timer(repeats=3, least_seconds=0.0).ratio(
             clock.action("a", 3.0), clock.action("b", 2.0)
         )
+        assert figure == Figure(median=1.5, low=1.5, high=1.5, count=3)
+        assert "".join(clock.calls) == "ab" + "ab" + "ba" + "ab"
+
+    def test_pairs_go_on_for_the_least_time(self, clock: FakeClock) -> None:
+        """A pair takes 5 s: the warm-up before does not count, after three pairs 15 s are over."""
+        timer = Timer(repeats=1, least_seconds=0.0, least_seconds_of_pairs=12.0)
+        figure = timer.ratio(clock.action("a", 3.0), clock.action("b", 2.0))
         assert figure == Figure(median=1.5, low=1.5, high=1.5, count=3)
         assert "".join(clock.calls) == "ab" + "ab" + "ba" + "ab"
 
@@ -125,10 +132,7 @@ class TestPeers:
         generator = torch.Generator().manual_seed(0)
         values = torch.randn(8, 4, 3, 3, generator=generator).requires_grad_()
         upstream = torch.randn(8, 4, 3, 3, generator=generator)
-        scale = step_gradient_scale(values.numel(), quantizer.q_p)
-        ours = fake_quantize(
-            values, quantizer.step, quantizer.q_n, quantizer.q_p, gradient_scale=scale
-        )
+        (ours,) = fake_quantize([quantizer.operand(values, values.numel())])
         ours.backward(upstream)
         our_gradient, values.grad = values.grad, None
         theirs = textbook(values)

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common import quantization
 from common.quantization import (
     SMALLEST_STEP,
+    Operand,
     code_range,
     dequantize,
-    fake_quantize,
     least_squares_step,
     lsq_plus_step,
     lsq_step,
@@ -26,6 +27,22 @@ ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def fake_quantize(
+    values: Tensor,
+    step: Tensor,
+    q_n: int,
+    q_p: int,
+    *,
+    offset: Tensor | None = None,
+    gradient_scale: float = 1.0,
+) -> Tensor:
+    """A single operand's."""
+    operand = Operand(
+        values=values, step=step, offset=offset, q_n=q_n, q_p=q_p, gradient_scale=gradient_scale
+    )
+    return quantization.fake_quantize([operand])[0]
 
 
 class TestCodeRange:
@@ -257,6 +274,42 @@ class TestFakeQuantize:
             fake_quantize(inputs, step, -8, 7).backward(gradient)
             gradients.append(step.grad)
         torch.testing.assert_close(gradients[0], gradients[1])
+
+    def test_many_at_once_are_each_as_alone(self) -> None:
+        """Ranges, offsets and layouts differ; the last has no part in the loss."""
+
+        def leaves() -> list[dict[str, Tensor]]:
+            channels_last = normal(2, 3, 4, 4, seed=2).to(memory_format=torch.channels_last)
+            return [
+                {"values": normal(5), "step": torch.tensor(0.3)},
+                {"values": channels_last, "step": torch.tensor([0.2, 0.4]).reshape(2, 1, 1, 1)},
+                {"values": normal(7, 2), "step": torch.tensor(0.1), "offset": torch.tensor(-0.2)},
+                {"values": normal(4), "step": torch.tensor(0.5)},
+            ]
+
+        settings = [
+            {"q_n": -2, "q_p": 1, "gradient_scale": 0.5},
+            {"q_n": -8, "q_p": 7, "gradient_scale": 0.25},
+            {"q_n": 0, "q_p": 15, "gradient_scale": 2.0},
+            {"q_n": -2, "q_p": 1, "gradient_scale": 1.0},
+        ]
+        together, alone = leaves(), leaves()
+        for tensors in (*together, *alone):
+            for tensor in tensors.values():
+                tensor.requires_grad_()
+        outputs = quantization.fake_quantize(
+            [Operand(**t, **s) for t, s in zip(together, settings, strict=True)]  # type: ignore[arg-type]
+        )
+        gradients = [normal(*output.shape, seed=3) for output in outputs[:-1]]
+        torch.autograd.backward(outputs[:-1], gradients)
+        for index, gradient in enumerate(gradients):
+            output = fake_quantize(**alone[index], **settings[index])  # type: ignore[arg-type]
+            output.backward(gradient)
+            assert torch.equal(outputs[index], output)
+            for name, tensor in alone[index].items():
+                assert torch.equal(together[index][name].grad, tensor.grad)  # type: ignore[arg-type]
+        assert together[-1]["values"].grad is None
+        assert together[-1]["step"].grad is None
 
 
 def central_differences(function, arguments: list[Tensor], index: int) -> Tensor:  # type: ignore[no-untyped-def]
