@@ -51,7 +51,7 @@ FULL = Sizes(
     step_models=("resnet20", "mobilenetv2-cifar"),
     step_batch=64,
     steps_per_measurement=1,
-    step_timer=Timer(repeats=9, least_seconds=0.0),
+    step_timer=Timer(repeats=9, least_seconds=0.0, least_seconds_of_pairs=5.0),
     selection_images=(5000, 1000),
     selection_timer=Timer(repeats=5, least_seconds=0.0),
     data_images=5120,

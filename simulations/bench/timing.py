@@ -25,6 +25,8 @@ class Timer:
     """Measurements of one thing, or pairs of two."""
     least_seconds: float
     """Of one measurement: what is shorter is done several times over; 0: once."""
+    least_seconds_of_pairs: float = 0.0
+    """Of all pairs together: what is short is compared more often than ``repeats``."""
 
     def seconds(self, action: Action) -> list[float]:
         """Seconds of ``action``, ``repeats`` times, after a first time that does not count."""
@@ -32,15 +34,16 @@ class Timer:
         return [_seconds(action, count) for _ in range(self.repeats)]
 
     def ratio(self, subject: Action, peer: Action) -> Figure:
-        """Seconds of ``subject`` over those of ``peer``, ``repeats`` pairs.
+        """Seconds of ``subject`` over those of ``peer``, at least ``repeats`` pairs.
 
         Every other pair is in reverse order, so that neither is always the one that finds the
         caches as the other left them.
         """
         subject_count, peer_count = self._count(subject), self._count(peer)
-        ratios = []
-        for index in range(self.repeats):
-            if index % 2:
+        ratios: list[float] = []
+        end = time.perf_counter() + self.least_seconds_of_pairs
+        while len(ratios) < self.repeats or time.perf_counter() < end:
+            if len(ratios) % 2:
                 peer_seconds = _seconds(peer, peer_count)
                 subject_seconds = _seconds(subject, subject_count)
             else:
