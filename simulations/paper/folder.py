@@ -24,6 +24,8 @@ from simulations.settings.scenario import PLACES
 FORMAT = 1
 GRID_FILE = "grid.json"
 CELL_FOLDER = "cells"
+TEACHER_SETTINGS = ("data.dataset", "model.name", "model.teacher")
+"""What a cell's teacher is found by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +100,10 @@ class ResultFolder:
             UserError: the file is of a cell whose defaults were others.
         """
         path = self._file(cell)
-        content = _read_json(path)
-        try:
-            if content is None or content["format"] != FORMAT:
-                return None
-            recorded, result = content["settings"], CellResult(**content["result"])
-        except (KeyError, TypeError):
+        kept = _read_cell(path)
+        if kept is None:
             return None
+        recorded, result = kept
         for key, value in resolved_settings(cell).items():
             # A setting that was added since then kept the earlier behaviour as its default.
             if key in recorded and recorded[key] != value:
@@ -114,6 +113,17 @@ class ResultFolder:
                     f"with --out"
                 )
         return result
+
+    def teacher_hashes(self, cell: Cell) -> set[str]:
+        """Of all finished cells, of any seed, that name the same teacher as this one."""
+        settings = resolved_settings(cell)
+        mine = {key: settings[key] for key in TEACHER_SETTINGS}
+        found = map(_read_cell, (self.path / CELL_FOLDER).glob("*.json"))
+        return {
+            result.teacher_hash
+            for recorded, result in filter(None, found)
+            if all(recorded.get(key) == value for key, value in mine.items())
+        }
 
     @contextlib.contextmanager
     def claim(self, cell: Cell, *, wait: bool) -> Iterator[bool]:
@@ -219,6 +229,17 @@ def _merge(
     theirs: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     return {axis: {**theirs[axis], **choices} for axis, choices in ours.items()}
+
+
+def _read_cell(path: Path) -> tuple[Mapping[str, Scalar], CellResult] | None:
+    """Settings and result; None when there are none or they are damaged."""
+    content = _read_json(path)
+    try:
+        if content is None or content["format"] != FORMAT:
+            return None
+        return dict(content["settings"]), CellResult(**content["result"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _read_json(path: Path) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from common.config import ModelConfig
+from common.config import DataConfig, ModelConfig
 from common.errors import UserError
 from common.units import format_duration
 from simulations.display.progress import TrainingProgress
@@ -47,7 +47,7 @@ def run_cells(
     for _, cell in left:
         find_teacher(cell.config.data, cell.config.model)
     workbench = Workbench(device)
-    checked: set[ModelConfig] = set()
+    checked: set[tuple[DataConfig, ModelConfig]] = set()
     with TrainingProgress(console, sum(cell.work for _, cell in left)) as progress:
         if num_kept := len(by_key) - len(waiting):
             progress.note(f"{num_kept} cells are finished already, {len(waiting)} to run")
@@ -55,9 +55,10 @@ def run_cells(
         for wait in (False, True):
             postponed = []
             for name, cell in left:
-                if cell.config.model not in checked:
-                    _check_same_teacher(cell, cells, folder, workbench)
-                    checked.add(cell.config.model)
+                named = (cell.config.data, cell.config.model)
+                if named not in checked:
+                    _check_same_teacher(cell, folder, workbench)
+                    checked.add(named)
                 with folder.claim(cell, wait=wait) as is_free:
                     if not is_free:
                         postponed.append((name, cell))
@@ -76,19 +77,16 @@ def _advance(progress: TrainingProgress, cell: Cell, share: float) -> None:
     progress.advance(share, cell.work_done(share) / cell.work)
 
 
-def _check_same_teacher(
-    cell: Cell, cells: Iterable[Cell], folder: ResultFolder, workbench: Workbench
-) -> None:
+def _check_same_teacher(cell: Cell, folder: ResultFolder, workbench: Workbench) -> None:
     """Refuse to mix results of two teachers that were kept under one name."""
-    teacher = workbench.teacher(cell.config.data, cell.config.model)
-    for other in cells:
-        result = folder.load(other) if other.config.model == cell.config.model else None
-        if result is not None and result.teacher_hash != teacher.content_hash:
-            raise UserError(
-                f"results folder {folder.path} was made with another teacher under the same name "
-                f"({cell.config.model.teacher}): {result.teacher_hash[:12]} there and "
-                f"{teacher.content_hash[:12]} here; give another folder with --out"
-            )
+    mine = workbench.teacher(cell.config.data, cell.config.model).content_hash
+    others = folder.teacher_hashes(cell) - {mine}
+    if others:
+        raise UserError(
+            f"results folder {folder.path} was made with another teacher under the same name "
+            f"({cell.config.model.teacher}): {min(others)[:12]} there and {mine[:12]} here; "
+            f"give another folder with --out"
+        )
 
 
 def describe_result(result: CellResult) -> str:

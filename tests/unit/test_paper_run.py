@@ -131,9 +131,26 @@ def test_results_of_another_teacher_are_refused(
     grid = make_grid(tmp_path)
     folder = ResultFolder(tmp_path / "out", grid)
     folder.save(grid.cells([0])[0], make_result(teacher_hash="f" * 64))
-    with pytest.raises(UserError, match=r"another teacher under the same name .*: f{12} there"):
-        run_cells(grid, grid.cells([0]), folder, CPU, console())
+    for cells in (grid.cells([0]), grid.cells([0])[2:], grid.cells([1])):
+        with pytest.raises(UserError, match=r"another teacher under the same name .*: f{12} there"):
+            run_cells(grid, cells, folder, CPU, console())
     assert trained == []
+
+
+def test_another_data_set_may_have_another_teacher(
+    tmp_path: Path, trained: list[tuple[str, float, int]]
+) -> None:
+    """Each has a shipped one, whose setting is the same word."""
+    text = """\
+settings: {model: {name: resnet20, teacher: shipped}}
+axes:
+  data: {setting: data.dataset, values: [digits, cifar10]}
+"""
+    grid = make_grid(tmp_path, text)
+    folder = ResultFolder(tmp_path / "out", grid)
+    folder.save(grid.cells([0])[0], make_result(teacher_hash="f" * 64))
+    run_cells(grid, grid.cells([0]), folder, CPU, console())
+    assert len(trained) == 1
 
 
 def test_command_writes_tables(
