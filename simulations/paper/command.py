@@ -47,7 +47,7 @@ def _paper(options: argparse.Namespace) -> int:
     # Imported late: `--help` and the other commands need none of it.
     from rich.console import Console
 
-    from simulations.paper.folder import ResultFolder
+    from simulations.paper.folder import ResultFolder, cell_key
     from simulations.paper.grid import select_cells
     from simulations.paper.grid_file import load_grid
     from simulations.paper.run import command_line, default_folder, run_cells, write_tables
@@ -59,12 +59,21 @@ def _paper(options: argparse.Namespace) -> int:
     chosen = select_cells(grid, all_cells, options.only)
     device = torch_device(options.device)
     folder = ResultFolder(Path(options.out) if options.out else default_folder(grid), grid)
-    command = command_line(options.table, options.seeds, options.settings, options.only)
     console = Console()
+
+    def report() -> None:
+        keys = {cell_key(cell) for cell in chosen}
+        others = [cell for cell in all_cells if cell_key(cell) not in keys]
+        # Where the table holds what earlier calls chose, too, --only would not make it again.
+        is_of_this_call = all(folder.load(cell) is None for cell in others)
+        only = options.only if is_of_this_call else []
+        command = command_line(options.table, options.seeds, options.settings, only)
+        write_tables(grid, all_cells, folder, command, console)
+
     try:
         run_cells(grid, chosen, folder, device, console)
     except KeyboardInterrupt:
-        write_tables(grid, all_cells, folder, command, console)
+        report()
         raise KeyboardInterrupt(f"interrupted{GOES_ON}") from None
-    write_tables(grid, all_cells, folder, command, console)
+    report()
     return 0

@@ -175,6 +175,9 @@ def test_command_writes_tables(
     assert "60.50 ± 0.71" in printed
     for shown in (text, printed):
         assert "Not run yet: 4 of 8 cells." in shown
+    assert cli.main(["paper", "--table", grid, "--seeds", "0", "--only", "method=res"]) == 0
+    assert "--only" not in (folder / "small.md").read_text()  # random at 5 % is there as well
+    capsys.readouterr()
     assert cli.main(["paper", "--table", grid, "--seeds", "0,1"]) == 0
     for shown in ((folder / "small.md").read_text(), capsys.readouterr().out):
         assert "Not run yet" not in shown
