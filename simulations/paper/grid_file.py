@@ -28,7 +28,7 @@ from common.config import DEFAULT_KEYS
 from common.errors import UserError
 from common.settings import Scalar, refuse_unknown
 from simulations.paper.grid import Axis, Grid
-from simulations.settings.scenario import flatten_settings, parse_overrides
+from simulations.settings.scenario import PLACES, flatten_settings, parse_overrides
 from simulations.settings.shipped import GRIDS
 from simulations.settings.yaml_text import read_yaml
 
@@ -97,7 +97,7 @@ def _parse(path: Path, content: Any, overrides: Mapping[str, Scalar]) -> Grid:
     title, protocol = _head(path)
     return Grid(
         name=path.stem,
-        title=title or path.stem,
+        title=_with_changes(title or path.stem, overrides),
         protocol=protocol,
         settings={**settings, **overrides},
         axes=axes,
@@ -114,6 +114,12 @@ def _head(path: Path) -> tuple[str, str]:
     )
     head = [line[1:].removeprefix(" ").rstrip() for line in lines]
     return (head[0] if head else ""), "\n".join(head[1:]).strip()
+
+
+def _with_changes(title: str, overrides: Mapping[str, Scalar]) -> str:
+    """The title says what the file does; what the command line changes belongs to it."""
+    changes = [f"{key}={value}" for key, value in overrides.items() if key not in PLACES]
+    return f"{title}; {', '.join(changes)}" if changes else title
 
 
 def _axis(name: str, content: Any) -> Axis:

@@ -63,6 +63,13 @@ def test_overrides_apply_to_every_cell(tmp_path: Path) -> None:
     assert {cell.config.training.batch_size for cell in grid.cells([0])} == {8}
 
 
+def test_the_title_says_what_the_command_line_changes(tmp_path: Path) -> None:
+    """But not where the data are."""
+    changes = ("quantization.weight-bits=4", "data.root=here", "model.name=resnet20")
+    title = "A small grid; quantization.weight-bits=4, model.name=resnet20"
+    assert make_grid(tmp_path, overrides=changes).title == title
+
+
 def test_work_is_passes_over_the_training_set(tmp_path: Path) -> None:
     """5 % for 2 epochs is a tenth of a pass; RES scores all images once in 5 epochs, a quarter of
     a pass; a pool of twice the coreset is a tenth of the images: a fortieth of a pass."""
