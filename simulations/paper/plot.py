@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ SPREAD, STEP = 0.5, 0.06
 other, and how far they are apart at most."""
 MARKERS = "osD^v"
 """Of series beyond the tenth, whose colours come again."""
+
+TITLE_CHARACTERS = 120
+"""In a line, as wide as the picture."""
 
 Points = Sequence[tuple[str, Entry]]
 """Column and entry."""
@@ -60,7 +64,7 @@ def to_png(grid: Grid, entries: Sequence[Entry]) -> bytes:
     cost.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     cost.xaxis.set_minor_locator(ticker.NullLocator())
     figure.legend(*cost.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.suptitle(grid.title)
+    figure.suptitle(textwrap.fill(grid.title, TITLE_CHARACTERS, break_on_hyphens=False))
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()

@@ -189,26 +189,42 @@ def test_picture_is_a_png(tmp_path: Path, text: str) -> None:
     assert to_png(grid, entries_of(grid, SOME)).startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are saved."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    saved: list[Any] = []
+    save = figure.savefig
+
+    def keep(self: Any, *arguments: Any, **options: Any) -> None:
+        saved.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(figure, "savefig", keep)
+    return saved
+
+
 @pytest.mark.parametrize(
     ("columns", "places"), [(True, ["5 %", "10 %"]), (False, ["random, 10 %", "res, 5 %"])]
 )
 def test_pictures_places_are_those_of_the_table(
-    columns: bool, places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    columns: bool, places: list[str], tmp_path: Path, figures: list[Any]
 ) -> None:
     """The first point is of 10 %, which is the second column; nothing else has a place."""
-    figure = pytest.importorskip("matplotlib.figure").Figure
-    shown: list[str] = []
-    save = figure.savefig
-
-    def keep(self: Any, *arguments: Any, **options: Any) -> None:
-        shown.extend(label.get_text() for label in self.axes[0].get_xticklabels())
-        save(self, *arguments, **options)
-
-    monkeypatch.setattr(figure, "savefig", keep)
     rows = "rows: method\n  columns: share"
     grid = make_grid(tmp_path, GRID if columns else GRID.replace(rows, "rows: [method, share]"))
     to_png(grid, entries_of(grid, {("random", "10 %"): [60.0], ("res", "5 %"): [50.0]}))
-    assert shown == places
+    assert [label.get_text() for label in figures[0].axes[0].get_xticklabels()] == places
+
+
+def test_a_long_title_takes_several_lines(tmp_path: Path, figures: list[Any]) -> None:
+    """With two settings it has 121 characters, one more than a line: the last goes below."""
+    changes = (f"model.teacher={'x' * 51}.safetensors", "training.batch-norm-images=4")
+    grid = make_grid(tmp_path, overrides=changes)
+    to_png(grid, entries_of(grid, SOME))
+    first, second = figures[0].get_suptitle().splitlines()
+    assert f"{first} {second}" == grid.title
+    assert second == "training.batch-norm-images=4"
 
 
 @pytest.mark.parametrize("text", [GRID, REFERENCE])
