@@ -74,7 +74,7 @@ class ResultFolder:
         self.path = path
         if path.exists() and not path.is_dir():
             raise UserError(f"results folder {path}: expected a folder, found a file")
-        recorded = _read_json(path / GRID_FILE)
+        recorded = _read_grid(path / GRID_FILE)
         mine = describe_grid(grid)
         if recorded is None:
             if path.is_dir() and any(path.iterdir()):
@@ -229,6 +229,18 @@ def _merge(
     theirs: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     return {axis: {**theirs[axis], **choices} for axis, choices in ours.items()}
+
+
+def _read_grid(path: Path) -> dict[str, Any] | None:
+    """What a folder remembers of its grid; None when there is nothing."""
+    content = _read_json(path)
+    if content is None and not path.exists():
+        return None
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(part), dict) for part in ("settings", "axes")
+    ):
+        raise UserError(f"{path} is damaged: give another folder with --out")
+    return content
 
 
 def _read_cell(path: Path) -> tuple[Mapping[str, Scalar], CellResult] | None:

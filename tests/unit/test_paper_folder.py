@@ -94,6 +94,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         ResultFolder(tmp_path / "out" / "notes.txt", make_grid(tmp_path))
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 1, "grid": "small"}'])
+def test_a_damaged_memory_of_the_grid_is_refused(tmp_path: Path, content: str) -> None:
+    """What its cells were made with is not known."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "grid.json").write_text(content)
+    with pytest.raises(UserError, match=r"grid\.json is damaged: give another folder with --out"):
+        ResultFolder(tmp_path / "out", make_grid(tmp_path))
+
+
 def test_a_default_that_changed_since_is_refused(tmp_path: Path) -> None:
     """The grid does not name momentum: the cell remembers what it was."""
     grid = make_grid(tmp_path)
