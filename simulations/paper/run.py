@@ -50,7 +50,7 @@ def run_cells(
     checked: set[tuple[DataConfig, ModelConfig]] = set()
     with TrainingProgress(console, sum(cell.work for _, cell in left)) as progress:
         if num_kept := len(by_key) - len(waiting):
-            progress.note(f"{num_kept} cells are finished already, {len(waiting)} to run")
+            progress.note(f"{num_kept} finished already, {len(waiting)} to run")
         # Cells that another process has are left for later: it may have finished them by then.
         for wait in (False, True):
             postponed = []
@@ -59,6 +59,8 @@ def run_cells(
                 if named not in checked:
                     _check_same_teacher(cell, folder, workbench)
                     checked.add(named)
+                if wait and folder.load(cell) is None:
+                    progress.note(f"{name}: waiting for the process that runs it")
                 with folder.claim(cell, wait=wait) as is_free:
                     if not is_free:
                         postponed.append((name, cell))

@@ -59,7 +59,7 @@ def test_finished_cells_are_not_run_again(
     assert trained[0] == ("res", 0.1, 0)
     assert len(trained) == 5
     assert isinstance(out.file, io.StringIO)
-    assert "3 cells are finished already, 5 to run" in out.file.getvalue()
+    assert "3 finished already, 5 to run" in out.file.getvalue()
     assert "[5/5] res, 10 %, seed 1: 61.00 %, training 10 s, selection 1.0 s" in out.file.getvalue()
 
 
@@ -102,6 +102,33 @@ def test_cells_of_another_process_come_last(
     run_cells(grid, cells, folder, CPU, console())
     assert trained == [("random", 0.1, 0), ("res", 0.05, 0), ("res", 0.1, 0)]
     assert folder.load(cells[0]) == make_result(50.0)
+
+
+def test_a_cell_that_another_process_keeps_is_said_to_be_waited_for(
+    tmp_path: Path, trained: list[tuple[str, float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process has the first two cells: it finishes one, and dies in the second."""
+    grid = make_grid(tmp_path)
+    cells = grid.cells([0])
+    folder, other = (ResultFolder(tmp_path / "out", grid) for _ in range(2))
+    claims = [other.claim(cell, wait=False) for cell in cells[:2]]
+    for claim in claims:
+        claim.__enter__()
+    fake = run.run_cell
+
+    def run_third(config: Config, workbench: Workbench, on_progress: Progress) -> CellResult:
+        other.save(cells[0], make_result(50.0))
+        for claim in claims:
+            claim.__exit__(None, None, None)
+        return fake(config, workbench, on_progress)
+
+    monkeypatch.setattr(run, "run_cell", run_third)
+    out = console()
+    run_cells(grid, cells[:3], folder, CPU, out)
+    assert trained == [("res", 0.05, 0), ("random", 0.1, 0)]
+    assert isinstance(out.file, io.StringIO)
+    said = [line for line in out.file.getvalue().splitlines() if "waiting" in line]
+    assert said == ["[2/3] random, 10 %, seed 0: waiting for the process that runs it"]
 
 
 def test_equal_cells_are_run_once(tmp_path: Path, trained: list[tuple[str, float, int]]) -> None:
