@@ -77,7 +77,7 @@ def read_settings(folder: Path) -> dict[str, Scalar]:
     content = _parsed(folder / CONFIG_FILE, yaml.safe_load)
     if not isinstance(content, dict):
         raise UserError(f"{folder / CONFIG_FILE} is damaged: expected settings by section")
-    return {**Config().to_flat(), **dict(flatten_settings(content))}
+    return {**Config().to_flat(), **flatten_settings(content, str(folder / CONFIG_FILE))}
 
 
 def _quantized_rounds(text: str) -> Iterator[Line]:

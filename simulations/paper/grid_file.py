@@ -79,10 +79,7 @@ def load_grid(name_or_path: str, overrides: Iterable[str] = ()) -> Grid:
 
 
 def _parse(path: Path, content: Any, overrides: Mapping[str, Scalar]) -> Grid:
-    parts = _mapping(content, "the file")
-    for key in parts:
-        if key not in ("settings", "axes", "table"):
-            raise UserError(f"unknown part {key!r}: expected settings, axes, table")
+    parts = _parts(content, "the file", ("settings", "axes", "table"))
     axes = tuple(_axis(name, axis) for name, axis in _mapping(parts.get("axes"), "axes").items())
     varied = _check_axes(axes)
     settings = _settings(parts.get("settings") or {}, "settings")
@@ -126,6 +123,8 @@ def _axis(name: str, content: Any) -> Axis:
     choices = _mapping(content, f"axis {name}")
     if set(choices) == {"setting", "values"}:
         key, values = choices["setting"], choices["values"]
+        if not isinstance(key, str):
+            raise UserError(f"axis {name}: expected the name of a setting, not {key!r}")
         refuse_unknown([key], DEFAULT_KEYS)
         if not isinstance(values, list) or not values:
             raise UserError(f"axis {name}: expected a list of values, not {values!r}")
@@ -156,7 +155,7 @@ def _check_axes(axes: Sequence[Axis]) -> dict[str, str]:
 
 
 def _settings(content: Any, where: str) -> dict[str, Scalar]:
-    settings = dict(flatten_settings(_mapping(content, where)))
+    settings = flatten_settings(_mapping(content, where), where)
     refuse_unknown(settings, DEFAULT_KEYS)
     _refuse_federated(settings)
     return settings
@@ -171,23 +170,32 @@ def _refuse_federated(keys: Iterable[str]) -> None:
 
 
 def _table(content: Any, axes: Sequence[Axis]) -> tuple[tuple[str, ...], str | None, str | None]:
-    parts = _mapping(content, "table")
+    parts = _parts(content, "table", ("rows", "columns", "reference"))
     names = [axis.name for axis in axes]
-    columns = parts.get("columns")
+    columns, reference = (
+        None if parts.get(name) is None else str(parts[name]) for name in ("columns", "reference")
+    )
     rows = parts.get("rows", [name for name in names if name != columns])
-    rows = [rows] if isinstance(rows, str) else rows
+    rows = [str(row) for row in (rows if isinstance(rows, list) else [rows])]
     shown = [*rows, *([] if columns is None else [columns])]
     if not rows or sorted(shown) != sorted(names):
         raise UserError(
-            f"table: rows and columns are {', '.join(map(str, shown)) or 'missing'}; expected "
+            f"table: rows and columns are {', '.join(shown) or 'missing'}; expected "
             f"every axis once, and at least one as rows: {', '.join(names)}"
         )
-    reference = parts.get("reference")
     if reference is not None:
         labels = [axis.choices for axis in axes if [axis.name] == rows]
         if columns is not None or not labels or reference not in labels[0]:
             raise UserError(f"table: reference {reference!r} is no row of a table without columns")
     return tuple(rows), columns, reference
+
+
+def _parts(content: Any, where: str, names: Sequence[str]) -> dict[str, Any]:
+    parts = _mapping(content, where)
+    for key in parts:
+        if key not in names:
+            raise UserError(f"{where}: unknown part {key!r}: expected {', '.join(names)}")
+    return parts
 
 
 def _mapping(content: Any, where: str) -> dict[str, Any]:

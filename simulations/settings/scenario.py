@@ -59,11 +59,7 @@ def read_scenario(path: Path) -> dict[str, Scalar]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"scenario {path}: expected settings by section, not {content!r}")
-    settings: dict[str, Scalar] = {}
-    for key, value in flatten_settings(content):
-        if key in settings:
-            raise UserError(f"scenario {path}: {key} is set twice")
-        settings[key] = value
+    settings = flatten_settings(content, f"scenario {path}")
     refuse_unknown(settings, DEFAULT_KEYS)
     return settings
 
@@ -81,10 +77,23 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Scalar]:
     return settings
 
 
-def flatten_settings(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as ``section.key`` entries; those that are flat already stay as they are."""
+def flatten_settings(content: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Nested settings as ``section.key``; those that are flat already stay as they are.
+
+    Raises:
+        UserError: one is set twice; ``where`` says in what.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in _flat_entries(content, ""):
+        if key in settings:
+            raise UserError(f"{where}: {key} is set twice")
+        settings[key] = value
+    return settings
+
+
+def _flat_entries(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from flatten_settings(value, f"{prefix}{key}.")
+            yield from _flat_entries(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -149,6 +149,16 @@ def test_only_refuses_what_no_cell_has_together(tmp_path: Path) -> None:
         ("  share:\n", "  training.beta:\n", "an axis may not be called like a setting"),
         ("columns: share", "columns: shares", "expected every axis once"),
         ("rows: method", "rows: [method, share]", "expected every axis once"),
+        ("rows: method", "rows: 3", "rows and columns are 3, share; expected every axis once"),
+        ("columns: share", "columns: [share]", "expected every axis once"),
+        ("columns: share", "colums: share", "table: unknown part 'colums': expected rows, columns"),
+        ("setting: coreset.selection", "setting:", "axis method: expected the name of a setting"),
+        ("model: {", "model.name: resnet8\n  model: {", "settings: model.name is set twice"),
+        (
+            "{fraction: 0.1}",
+            "{fraction: 0.1}, coreset.fraction: 1",
+            "coreset.fraction is set twice",
+        ),
         ("table:", "tables:", "unknown part 'tables'"),
         ("columns: share", "columns: share\n  reference: res", "reference 'res' is no row"),
         ("coreset: {fraction: 0.1}", "coreset: {selection: ds}", "varied by axes method and share"),
@@ -159,6 +169,16 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str
     with pytest.raises(UserError, match=message) as caught:
         make_grid(tmp_path, GRID.replace(old, new)).cells([0])
     assert str(caught.value).startswith("grid small")
+
+
+def test_a_reference_may_be_a_number(tmp_path: Path) -> None:
+    """Values are labels as text, 0.10 as 0.1; so is what the table says of them."""
+    text = """\
+axes:
+  share: {setting: coreset.fraction, values: [0.10, 1.0]}
+table: {rows: share, reference: 0.1}
+"""
+    assert make_grid(tmp_path, text).reference == "0.1"
 
 
 @pytest.mark.parametrize(
