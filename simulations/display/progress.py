@@ -45,6 +45,9 @@ class TrainingProgress(LiveLines):
 
     def begin(self, title: str, work: float, num_epochs: int, *, done: float = 0.0) -> None:
         """A training begins, or goes on where a share of it is ``done`` already."""
+        if not self._title:
+            # What comes before the first one, as loading data, does not come again.
+            self._started = time.monotonic()
         self._title, self._current, self._num_epochs = title, work, num_epochs
         self._epoch = -1
         self._earlier += done * work

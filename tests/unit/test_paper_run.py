@@ -280,6 +280,20 @@ def test_without_a_terminal_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
+def test_loading_before_the_first_cell_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 100 s; then a quarter of the work takes 30 s: 90 s are left, shown in minutes."""
+    now = [0.0]
+    monkeypatch.setattr("simulations.display.progress.time.monotonic", lambda: now[0])
+    out = console()
+    with TrainingProgress(out, 4.0) as progress:
+        now[0] = 100.0
+        progress.begin("first", 1.0, 10)
+        now[0] = 130.0
+        progress.end("first: done")
+    assert isinstance(out.file, io.StringIO)
+    assert out.file.getvalue().splitlines()[-1] == "first: done, about 2 min left"
+
+
 def test_a_selection_before_the_first_epoch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is 9 tenths of the work and takes 90 s: 10 s are left when the first epoch begins."""
     now = [0.0]
