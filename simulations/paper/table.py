@@ -36,7 +36,7 @@ class Entry:
     labels: Mapping[str, str]
     """Axis -> label."""
     results: Mapping[int, CellResult]
-    """Seed -> result, of the finished cells."""
+    """Seed -> result, of the finished cells; there is at least one."""
 
     @property
     def trained(self) -> list[CellResult]:
@@ -53,7 +53,7 @@ class Entry:
         spread = self.spread(measure)
         num_diverged = len(self.results) - len(self.trained)
         if spread is None:
-            return DIVERGED if num_diverged else MISSING
+            return DIVERGED
         note = f" ({num_diverged} {DIVERGED})" if num_diverged else ""
         return spread.format(digits) + note
 
@@ -203,6 +203,8 @@ def to_markdown(
 def _facts(entries: Sequence[Entry]) -> list[str]:
     results = [result for entry in entries for result in entry.results.values()]
     seeds = sorted({seed for entry in entries for seed in entry.results})
+    num_fewer = sum(len(entry.results) < len(seeds) for entry in entries)
+    fewer = f" ({num_fewer} of {len(entries)} results are of fewer: num_seeds in the CSV file)"
     teachers = sorted({f"{result.teacher_accuracy:.2f} %" for result in results})
     versions = sorted(
         {", ".join(f"{name} {value}" for name, value in r.versions.items()) for r in results}
@@ -210,8 +212,8 @@ def _facts(entries: Sequence[Entry]) -> list[str]:
     return [
         "- Top-1 of the quantized model on the test images after the last epoch, mean ± sample "
         "standard deviation over seeds; seconds are of one training, evaluation excluded.",
-        f"- Seeds: {', '.join(map(str, seeds)) or 'none yet'}",
-        f"- Float teacher: {', '.join(teachers) or MISSING} Top-1",
-        f"- Ran on: {', '.join(sorted({result.device for result in results})) or MISSING}",
+        f"- Seeds: {', '.join(map(str, seeds))}{fewer if num_fewer else ''}",
+        f"- Float teacher: {', '.join(teachers)} Top-1",
+        f"- Ran on: {', '.join(sorted({result.device for result in results}))}",
         *[f"- Versions: {line}" for line in versions],
     ]

@@ -168,6 +168,9 @@ def test_csv_has_a_line_for_each_combination(tmp_path: Path) -> None:
 def test_markdown_says_how_to_make_it_again(tmp_path: Path) -> None:
     grid = make_grid(tmp_path)
     entries = entries_of(grid, SOME)
+    whole = [entry for entry in entries if len(entry.results) == 3]
+    text = to_markdown(grid, whole, command="python -m it", picture="small.png")
+    assert "- Seeds: 0, 1, 2\n" in text
     text = to_markdown(
         grid, entries, command="python -m it", picture="small.png", note="Not run yet."
     )
@@ -175,7 +178,7 @@ def test_markdown_says_how_to_make_it_again(tmp_path: Path) -> None:
     assert "```\npython -m it\n```" in text
     assert "| method | 5 % | 10 % |\n| --- | --- | --- |\n| random | 62.00 ± 2.00 | 70.00 |" in text
     assert "| - |\n\nNot run yet.\n\n![" in text
-    assert "- Seeds: 0, 1, 2\n" in text
+    assert "- Seeds: 0, 1, 2 (1 of 3 results are of fewer: num_seeds in the CSV file)\n" in text
     assert "- Versions: torch 2, python 3\n" in text
     assert "![A small grid](small.png)" in text
 
