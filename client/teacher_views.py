@@ -53,7 +53,7 @@ class TeacherView:
             kept = self.logits.index_select(0, places)
             if not kept.isnan().any():
                 return kept, True
-        computed = compute()
+        computed = compute().float()  # of a pass in bfloat16: that
         if self.logits is None:
             self.logits = self._room(computed)
         self.logits.index_copy_(0, places, computed.cpu())

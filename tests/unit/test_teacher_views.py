@@ -122,6 +122,15 @@ class TestView:
         _, is_kept = view.teacher_logits(torch.tensor([2, 4]), lambda: 2 * ones)
         assert not is_kept
 
+    def test_logits_of_a_pass_in_bfloat16_are_kept(self) -> None:
+        """Autocast's linear layers give bfloat16; 1.5 and -3 are exact in it."""
+        view = TeacherView(CORESET, None, None)
+        logits = torch.tensor([[1.5, -3.0]], dtype=torch.bfloat16)
+        computed, _ = view.teacher_logits(torch.tensor([4]), lambda: logits)
+        kept, is_kept = view.teacher_logits(torch.tensor([4]), lambda: 0 * logits)
+        assert is_kept
+        assert computed.tolist() == kept.tolist() == [[1.5, -3.0]]
+
     def test_memory_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """3 views of 4 images and 2 classes of 4 bytes are 96."""
         compute = lambda: torch.ones(2, 2)  # noqa: E731
