@@ -183,8 +183,9 @@ class Courier:
 
     def _push(self, posted: _Posted) -> None:
         (outgoing,) = self._with_teacher([posted.message], posted.exchange)
-        message_id = next(iter(self.grid.push_messages([outgoing])), None)
-        if message_id is None:
+        # Flower's SuperLink names a message that it does not take by an empty string.
+        message_id = next(iter(self.grid.push_messages([outgoing])), "")
+        if not message_id:
             posted.exchange.failures[posted.node_id] = "the message could not be sent"
             self._settled.append(posted.exchange)
         else:

@@ -205,6 +205,18 @@ class TestPosting:
         assert failures == {node_id_of(0): "asks for the teacher although it was sent"}
         assert len(grid.sent) == 2
 
+    def test_messages_that_are_not_taken_fail_at_once(self) -> None:
+        """Flower's SuperLink names each of them by an empty string: none stands for the other."""
+        clock = VirtualClock()
+        courier, grid = make_courier(Devices(), clock=clock)
+        grid.push_messages = lambda messages: ["" for _ in messages]  # type: ignore[method-assign]
+        for message in train_messages(2):
+            courier.post(message)
+        for k in range(2):
+            failures = courier.collect().failures
+            assert failures == {node_id_of(k): "the message could not be sent"}
+        assert clock.now() == 0.0
+
     def test_silence_is_given_up(self) -> None:
         """After 5 s, seen at the first look that is more than a second later: at 7 s. The
         device that fails is heard of at once."""
