@@ -79,8 +79,9 @@ class DeviceRegistry:
     @property
     def teacher_partitions(self) -> list[int]:
         """Partition ids of the devices that hold the teacher, those that are away included."""
-        holders = {self._partition_of[node] for node in self.courier.teacher_nodes}
-        return sorted(holders | self._expected_holders)
+        # Any node can say that it holds the teacher, one that is refused as well.
+        known = self.courier.teacher_nodes & self._partition_of.keys()
+        return sorted({self._partition_of[node] for node in known} | self._expected_holders)
 
     def believe_teacher_at(self, partition_ids: Iterable[int]) -> None:
         """Take it that these devices hold the teacher, those that are yet to come included."""

@@ -72,6 +72,16 @@ def test_holders_of_the_teacher_are_known_when_they_come_and_after_they_left() -
     assert registry.teacher_partitions == [1, 5]
 
 
+def test_a_device_that_is_refused_does_not_hold_the_teacher() -> None:
+    """Device 1 knows the teacher's hash, but not who it is itself."""
+    claim = Reply(partition_id=-1, teacher_hash="t1", metrics={"num-samples": 10})
+    registry, _, _ = make_registry(lambda k, _: claim if k == 1 else query_reply(k))
+    registry.courier.set_teacher("t1", b"teacher")
+    registry.refresh()
+    registry.courier.believe_teacher_at([node_id_of(2)])
+    assert registry.teacher_partitions == [2]
+
+
 def test_devices_say_which_of_several_bit_widths_is_theirs() -> None:
     """Device 2 says nothing, device 3 one that the run does not have."""
     said: dict[int, dict[str, int]] = {0: {"weight-bits": 2}, 1: {"weight-bits": 4}, 2: {}}
