@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from flwr.app import RecordDict
@@ -60,10 +61,18 @@ def round_effort(
     return coreset, num_epochs
 
 
-def measured_pace(outcome: QuarcResult) -> dict[str, float]:
-    """The device's pace in the round that ``outcome`` came of, by the wall clock."""
+def measured_pace(outcome: QuarcResult, earlier: Mapping[str, object]) -> dict[str, float]:
+    """The device's pace in the round that ``outcome`` came of, by the wall clock.
+
+    Args:
+        outcome: of the round.
+        earlier: the pace kept so far, of this function: a round in which no image was scored says
+            nothing of scoring.
+    """
     num_scored = outcome.num_scored + outcome.num_teacher_scored
+    known = earlier.get("seconds-per-scored-sample", 0.0)
+    assert isinstance(known, float)
     return {
         "seconds-per-sample": outcome.train_seconds / max(1, outcome.training.num_seen),
-        "seconds-per-scored-sample": outcome.select_seconds / max(1, num_scored),
+        "seconds-per-scored-sample": (outcome.select_seconds / num_scored if num_scored else known),
     }

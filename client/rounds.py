@@ -19,6 +19,7 @@ from client.state import (
     State,
     TeacherStore,
     load_coreset,
+    load_pace,
     load_residual,
     load_teacher_views,
     save_coreset,
@@ -155,7 +156,7 @@ def quantized_round(
         )
         save_residual(records, residual)
         if is_paced(config) and device.pace is None:
-            save_pace(records, measured_pace(outcome))
+            save_pace(records, measured_pace(outcome, load_pace(records)))
         coreset_size = len(outcome.coreset.indices)
         optional = {}
         if config.training.teacher_views:
