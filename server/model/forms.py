@@ -11,10 +11,13 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from common.payloads.updates import decode_state, encode_float, encode_int8
+from common.qat import STEP_SUFFIX
 from server.model.aggregation import State
 
 CHUNK_VALUES = 1 << 20
 """Values of a piece of the state, 4 MiB, that strategies are given."""
+
+_SMALLEST_HALF = np.float32(np.finfo(np.float16).smallest_subnormal)
 
 
 def to_chunks(state: Mapping[str, NDArray[np.float32]], names: Sequence[str]) -> ArrayRecord:
@@ -44,11 +47,25 @@ def pack_model(state: State, downlink_format: str) -> tuple[bytes, State]:
     """The model's payload in the downlink format, and the state that it decodes to."""
     if downlink_format == "int8":
         payload = encode_int8(state, {})
+    elif downlink_format == "float16":
+        payload = encode_float(_with_half_steps(state), downlink_format, {})
     else:
         payload = encode_float(state, downlink_format, {})
     if downlink_format == "float32":
         return payload, state
     return payload, decode_state(payload)
+
+
+def _with_half_steps(state: State) -> State:
+    """The state with quantizer steps that are above 0 in float16, too: a device divides by them.
+
+    Those of weights that are all zero, or that training has pushed to the least that it allows,
+    are not.
+    """
+    return {
+        name: np.asarray(values.clip(_SMALLEST_HALF)) if name.endswith(STEP_SUFFIX) else values
+        for name, values in state.items()
+    }
 
 
 def payload_hash(payload: bytes) -> str:

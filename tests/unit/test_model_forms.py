@@ -48,6 +48,20 @@ def test_the_base_is_what_devices_decode(downlink_format: str) -> None:
     assert is_exact == (downlink_format == "float32")
 
 
+def test_steps_stay_above_zero_in_float16() -> None:
+    """The least that training allows, 1e-8, is nearer to 0 than to 2^-24, float16's least number.
+    Zero by a step of zero would be NaN; other steps and weights are rounded as ever."""
+    state = {
+        "a.weight": np.array([[1e-8]], np.float32),
+        "a.weight_quantizer.step": np.array(1e-8, np.float32),
+        "b.weight_quantizer.step": np.array([[1e-8], [0.5]], np.float32),
+    }
+    base = pack_model(state, "float16")[1]
+    assert base["a.weight"].tolist() == [[0.0]]
+    assert base["a.weight_quantizer.step"].tolist() == 2**-24
+    assert base["b.weight_quantizer.step"].tolist() == [[2**-24], [0.5]]
+
+
 def test_a_payloads_hash_is_the_same_everywhere() -> None:
     """Devices compare it: BLAKE2b with 16 bytes, here of nothing."""
     assert payload_hash(b"") == "cae66941d9efbd404e4d88758ea67670"
