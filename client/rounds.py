@@ -212,7 +212,8 @@ def _train_on_coresets(
         # A pool is drawn anew for every selection: keeping its outputs would serve nobody.
         if candidates is not None:
             return compute()
-        return TeacherStore().outputs(request.teacher_hash, images, compute, task.precision)
+        conditions = (config.model.name, device.dataset.mean, device.dataset.std, task.precision)
+        return TeacherStore().outputs(request.teacher_hash, images, compute, *conditions)
 
     views = None
     if config.training.teacher_views:

@@ -87,11 +87,20 @@ class TeacherStore:
         teacher_hash: str,
         images: Tensor,
         compute: Callable[[], Tensor],
-        precision: str = "float32",
+        *conditions: object,
     ) -> Tensor:
-        """The teacher's outputs [n, classes] on ``images``, computed once in ``precision``."""
-        digest = hashlib.blake2b(images.contiguous().numpy().data, digest_size=16).hexdigest()
-        path = self._folder(teacher_hash) / f"outputs-{precision}-{digest}.npy"
+        """The teacher's outputs [n, classes] on ``images``, computed once.
+
+        Args:
+            teacher_hash: of the teacher.
+            images: uint8 [n, c, h, w].
+            compute: gives the outputs.
+            conditions: what they depend on beside weights and pixels: architecture, normalisation,
+                precision.
+        """
+        digest = hashlib.blake2b(repr(conditions).encode(), digest_size=16)
+        digest.update(images.contiguous().numpy().data)
+        path = self._folder(teacher_hash) / f"outputs-{digest.hexdigest()}.npy"
         try:
             return torch.from_numpy(np.load(path))
         except (OSError, ValueError, EOFError):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
+from torch import Tensor, nn
 from torch.nn import functional
 
 from client.app import app
 from client.device import Device, emulated_device, float_model, quantized_model
+from client.rounds import quantized_round
 from common.checkpoints import content_hash
 from common.config import Config
+from common.data.datasets import Dataset
 from common.inference import predict_logits
 from common.messages import (
     NUM_EXAMPLES,
@@ -168,6 +172,34 @@ def test_train_keeps_its_state_in_the_context() -> None:
     assert reply.status is Status.OK
     assert reply.teacher_hash == content_hash(state)
     assert "coreset" in context.state.array_records
+
+
+def test_a_teachers_outputs_are_those_of_the_runs_normalisation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device's images stay the same, what they are normalised by is up to each run: two runs of
+    one normalisation share the teacher's outputs, a third computes its own."""
+    config = Config.from_flat({**FLAT, "coreset.selection": "el2n"})
+    device = make_device(config)
+    state = model_state(float_model(config, device))
+    request = train_request(
+        config,
+        Stage.QUANTIZED,
+        teacher_hash=content_hash(state),
+        teacher=encode_float(state, "float32", {}),
+    )
+    seen: list[tuple[float, ...]] = []
+
+    def predict(model: nn.Module, images: Tensor, dataset: Dataset, **settings: Any) -> Tensor:
+        seen.append(dataset.mean)
+        return predict_logits(model, images, dataset, **settings)
+
+    monkeypatch.setattr("client.rounds.predict_logits", predict)
+    means = device.dataset.mean, device.dataset.mean, (0.125,)
+    for mean in means:
+        of_run = replace(device, dataset=replace(device.dataset, mean=mean))
+        quantized_round(config, of_run, request, RecordDict())
+    assert seen == [means[0], means[2]]
 
 
 def test_a_reply_is_the_same_every_time() -> None:

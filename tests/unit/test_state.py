@@ -164,15 +164,17 @@ class TestOutputs:
             assert torch.equal(kept, torch.full((4, 3), 0.25))
         assert outputs.num_calls == 1
 
-    def test_belong_to_their_images_and_teacher(self, tmp_path: Path) -> None:
+    def test_belong_to_their_images_teacher_and_conditions(self, tmp_path: Path) -> None:
         store = TeacherStore(tmp_path)
-        first, second, third, fourth = (Outputs(value) for value in (0.1, 0.2, 0.3, 0.4))
+        first, second, third, fourth, fifth = map(Outputs, (0.1, 0.2, 0.3, 0.4, 0.5))
         store.outputs(self.HASH, images(0), first)
         assert store.outputs(self.HASH, images(1), second)[0, 0].item() == pytest.approx(0.2)
         assert store.outputs("cd34", images(0), third)[0, 0].item() == pytest.approx(0.3)
-        rounded = store.outputs(self.HASH, images(0), fourth, "bfloat16")
+        rounded = store.outputs(self.HASH, images(0), fourth, (0.5,), "bfloat16")
         assert rounded[0, 0].item() == pytest.approx(0.4)
-        assert [each.num_calls for each in (first, second, third, fourth)] == [1, 1, 1, 1]
+        other = store.outputs(self.HASH, images(0), fifth, (0.4,), "bfloat16")
+        assert other[0, 0].item() == pytest.approx(0.5)
+        assert [each.num_calls for each in (first, second, third, fourth, fifth)] == [1] * 5
 
     def test_layout_in_memory_does_not_matter(self, tmp_path: Path) -> None:
         store, outputs = TeacherStore(tmp_path), Outputs()
