@@ -66,6 +66,7 @@ class DeviceRegistry:
         self._by_partition: dict[int, RegisteredDevice] = {}
         self._refused: dict[int, str] = {}
         self._failures: dict[int, int] = {}
+        """Node id -> queries in a row that it answered with errors."""
         self._partition_of: dict[int, int] = {}
         """Node id -> partition id of all devices that ever were there."""
         self._expected_holders: set[int] = set()
@@ -98,6 +99,7 @@ class DeviceRegistry:
         """Forget devices that left; query nodes that are new, forgot the run or did not answer."""
         present = set(self.courier.grid.get_node_ids())
         self._refused = {node: why for node, why in self._refused.items() if node in present}
+        self._failures = {node: count for node, count in self._failures.items() if node in present}
         for device in self.devices:
             if device.node_id not in present or device.node_id in self.courier.forgetful_nodes:
                 del self._by_partition[device.partition_id]
@@ -119,6 +121,7 @@ class DeviceRegistry:
 
     def _register(self, message: Message) -> None:
         node_id = message.metadata.src_node_id
+        self._failures.pop(node_id, None)
         try:
             reply = Reply.from_record(message.content)
         except ValueError as error:

@@ -129,6 +129,28 @@ def test_a_device_that_fails_is_asked_again() -> None:
     assert (len(grid.sent), notes) == (3, [])
 
 
+def test_failures_of_an_earlier_presence_do_not_count() -> None:
+    """Given up after three failures; when it returns it has three attempts again, not endless
+    ones, for each of which a round would wait. The other one fails twice, answers, is away, and
+    fails twice again before it answers."""
+    error = Error(code=1, reason="starting up")
+    second = iter([error, error, query_reply(1), error, error, query_reply(1)])
+
+    def answer(partition_id: int, _: Message) -> Reply | Error:
+        return next(second) if partition_id == 1 else error
+
+    registry, grid, notes = make_registry(answer, (0, 1))
+    for _ in range(2):
+        grid.partition_ids[:] = [0, 1]
+        for _ in range(5):
+            registry.refresh()
+        assert partition_ids_of(registry) == [1]
+        grid.partition_ids.clear()
+        registry.refresh()
+    assert [m.metadata.dst_node_id for m in grid.sent].count(node_id_of(0)) == 6
+    assert notes == ["a device can't be asked who it is: starting up"] * 2
+
+
 def test_waiting_ends_when_enough_are_there() -> None:
     registry, _, _ = make_registry()
     registry.wait_for(3, timeout_seconds=0.0)
