@@ -134,10 +134,10 @@ def test_failures_of_an_earlier_presence_do_not_count() -> None:
     ones, for each of which a round would wait. The other one fails twice, answers, is away, and
     fails twice again before it answers."""
     error = Error(code=1, reason="starting up")
-    second = iter([error, error, query_reply(1), error, error, query_reply(1)])
+    second: list[Reply | Error] = [error, error, query_reply(1)] * 2
 
     def answer(partition_id: int, _: Message) -> Reply | Error:
-        return next(second) if partition_id == 1 else error
+        return second.pop(0) if partition_id == 1 else error
 
     registry, grid, notes = make_registry(answer, (0, 1))
     for _ in range(2):
