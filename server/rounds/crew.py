@@ -145,7 +145,9 @@ class Crew:
             timeout_seconds = config.federation.round_timeout
             registry.wait_for(self.min_devices, timeout_seconds=timeout_seconds)
         busy = {task.device.partition_id for task in self._tasks.values()}
-        free = [d for d in registry.devices if d.partition_id not in busy | spared]
+        # A node that came back as another device still owes the answer to its task.
+        others = [d for d in registry.devices if d.node_id not in self._tasks]
+        free = [d for d in others if d.partition_id not in busy | spared]
         num_wanted = min(config.strategy.concurrency - len(busy), len(free))
         if not num_wanted:
             return

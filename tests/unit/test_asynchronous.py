@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from server.rounds.asynchronous import run_asynchronous_stage
 from server.rounds.session import Session
 from server.strategies.stage_plan import StagePlan
 from simulations.emulation.clock import VirtualClock
-from tests.unit.fake_grid import FakeGrid, is_query, query_reply
+from tests.unit.fake_grid import FakeGrid, is_query, node_id_of, query_reply
 from tests.unit.test_server_app import SilentReporter
 
 SECONDS = {0: 1.0, 1: 2.5}
@@ -277,6 +278,32 @@ def test_nobody_trains_twice_at_a_time(folder: Path) -> None:
     run = Run(folder, partition_ids=[1])
     assert run.grid.clock.now() == 6 * SECONDS[1]
     assert run.rounds("max_staleness") == [0, 0, 0]
+
+
+def test_a_node_that_returns_as_another_device_is_not_asked_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Device 1 trains until 2.5 s. Its node is away when the server looks at 1 s, and at 2 s says
+    that it is device 5: first it is to answer what device 1 was asked."""
+    said: dict[int, int] = {}
+
+    def present(grid: TimedGrid) -> list[int]:
+        is_away = 1.0 <= grid.clock.now() < 2.0
+        return [node_id_of(0)] if is_away else [node_id_of(0), node_id_of(1)]
+
+    def say(partition_id: int) -> Reply:
+        said[partition_id] = 5 if partition_id in said else partition_id
+        return Reply(partition_id=said[partition_id], metrics={"num-samples": 10})
+
+    def train(partition_id: int, request: TrainRequest) -> Reply:
+        return replace(trained(partition_id, request), partition_id=said[partition_id])
+
+    monkeypatch.setattr(TimedGrid, "get_node_ids", present)
+    monkeypatch.setattr("tests.unit.test_asynchronous.query_reply", say)
+    run = Run(folder, train)
+    assert said == {0: 0, 1: 5}
+    assert run.devices("partition_id")[:4] == [(0,), (0,), (1,), (0,)]
+    assert run.rounds("refused") == [{}, {}, {}]
 
 
 def test_one_seed_is_one_run(tmp_path: Path) -> None:
