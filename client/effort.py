@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from flwr.app import RecordDict
 
+from client.coreset import STUDENT_FREE
 from client.deadline import Pace, fitting_epochs, fitting_fraction, seconds_to_compute
 from client.device import Device
 from client.quarc import QuarcResult
@@ -44,6 +45,8 @@ def round_effort(
         teacher_bytes=len(request.teacher),
     )
     if coreset.adaptive:
+        if coreset.selection in STUDENT_FREE:
+            pace = replace(pace, seconds_per_scored_sample=0.0)
         fraction = fitting_fraction(
             config,
             pace,

@@ -120,7 +120,9 @@ class EmulatedRun:
     def _pace(self, profile: DeviceProfile) -> dict[str, float]:
         return {
             "seconds-per-sample": training_seconds(profile, self.workload.training_step()),
-            "seconds-per-scored-sample": training_seconds(profile, self.workload.scoring()),
+            "seconds-per-scored-sample": training_seconds(
+                profile, self.workload.flops.quantized_forward
+            ),
             "downlink-mbits": profile.downlink_mbits,
             "uplink-mbits": profile.uplink_mbits,
             "latency-seconds": profile.latency_seconds,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from client.coreset import STUDENT_FREE
 from common.config import Config
 from common.messages import Stage
 from simulations.emulation.flops import ModelFlops
@@ -70,12 +69,6 @@ class Workload:
         )
         teacher = self.flops.float_forward if needs_teacher else 0.0
         return self.flops.quantized_training + teacher
-
-    def scoring(self) -> float:
-        """Operations of scoring one image by the student."""
-        if self.config.coreset.selection in STUDENT_FREE:
-            return 0.0
-        return self.flops.quantized_forward
 
     def _calibration(self, num_samples: int) -> float:
         most = self.config.quantization.calibration_batches * self.config.training.batch_size
