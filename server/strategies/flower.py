@@ -9,8 +9,10 @@ see every entry. FedBuff is none of Flower's: server.rounds.asynchronous.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     Bulyan,
     FedAdagrad,
@@ -31,9 +33,24 @@ from common.errors import UserError
 from server.strategies.packed_updates import TRAIN_LOSS, PackedUpdates
 from server.strategies.stage_plan import StagePlan
 
+
+class FedAvgMOnSentModels(FedAvgM):
+    """FedAvgM whose step starts from what devices were sent, as those of Flower's FedAdam do.
+
+    Flower's own goes on from its last result: what rounding that on the way down takes away would
+    count as a change that devices made, and stay in the momentum.
+    """
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self.current_arrays = arrays
+        return super().configure_train(server_round, arrays, config, grid)
+
+
 STRATEGIES: Mapping[str, type[FedAvg]] = {
     "fedavg": FedAvg,
-    "fedavgm": FedAvgM,
+    "fedavgm": FedAvgMOnSentModels,
     "fedprox": FedProx,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,

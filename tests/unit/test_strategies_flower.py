@@ -200,6 +200,20 @@ def test_fedavgm_moves_on_with_its_momentum() -> None:
     assert second[STEP] == 0.25
 
 
+def test_fedavgms_momentum_is_free_of_rounding_on_the_way_down() -> None:
+    """Momentum 0.5, rate 1. Devices answer 2049 in round 1, and then what they got: float16's
+    neighbours are 2 apart there. They get 2048, and 2048 + 2049 / 2 = 3072.5 as 3072: the third
+    model is 3072 + 2049 / 4. What rounding took away is no change that devices made."""
+    settings = StrategyConfig(name="fedavgm", server_momentum=0.5)
+    strategy = make_strategy(settings, plan(downlink_format="float16"), learning_rate=1.0)
+    model: State | None = state(0)
+    for number, answer in enumerate((2049, 2048, 3072), start=1):
+        assert model is not None
+        model = run_round(strategy, model, [state(answer)] * 2, number=number)
+    assert model is not None
+    assert model[WEIGHT].tolist() == [3584.25] * 2
+
+
 @pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
 def test_adaptive_optimizers_leave_statistics_and_steps_alone(name: str) -> None:
     """Their step has a fixed size, here 100: it would throw a variance of 1 far below zero."""
