@@ -65,7 +65,7 @@ class InProcessPool:
         import torch
 
         # A copy, as between processes: neither side may see what the other changes later.
-        request = pickle.dumps(self._waiting.pop(0))
+        request = _pickled(self._waiting.pop(0))
         threads = torch.get_num_threads()
         torch.set_num_threads(self._fleet.threads)
         try:
@@ -207,7 +207,7 @@ class WorkerPool:
 
     def _hand_over(self, worker: Worker, message: Message) -> None:
         # Pickled only now: a thousand waiting messages may share one model.
-        request = pickle.dumps(message)
+        request = _pickled(message)
         while True:
             try:
                 worker.requests.send_bytes(request)
@@ -218,6 +218,18 @@ class WorkerPool:
                 worker = self._workers[index]
         worker.message = message
         self._last_worker[message.metadata.dst_node_id] = worker
+
+
+def _pickled(message: Message) -> bytes:
+    """A message as bytes.
+
+    An array whose size was asked for (`common.messages.message_bytes`) keeps slices of itself,
+    which can't be pickled: Flower makes them anew.
+    """
+    for record in message.content.array_records.values():
+        for array in record.values():
+            vars(array).pop("_chunks", None)
+    return pickle.dumps(message)
 
 
 def _keep_ctrl_c_to_ourselves() -> None:

@@ -23,6 +23,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from common.messages import message_bytes
 from simulations.engines.local import LocalGrid
 from simulations.engines.terminated import Terminated
 from tests.waiting import PATIENCE_SECONDS, wait_until
@@ -146,6 +147,15 @@ def test_every_node_has_its_partition_the_run_config_and_its_threads(grid: Local
     assert {_fact(reply, "learning-rate") for reply in replies} == {0.25}
     assert {_fact(reply, "threads") for reply in replies} == {3}
     assert [reply.metadata.src_node_id for reply in replies] == list(grid.get_node_ids())
+
+
+def test_messages_whose_size_was_asked_for_arrive(grid: LocalGrid) -> None:
+    """As the server asks for all of them: also of those with arrays, as large models come."""
+    messages = _messages(grid, "train", _train_content())
+    sizes = [message_bytes(message) for message in messages]
+    replies = grid.send_and_receive(messages)
+    assert [_fact(reply, "partition-id") for reply in replies] == [0, 1, 2, 3]
+    assert [message_bytes(message) for message in messages] == sizes
 
 
 def test_state_survives_rounds_and_is_each_nodes_own(grid: LocalGrid) -> None:
