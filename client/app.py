@@ -19,7 +19,13 @@ from client.health import read_health
 from client.local_device import DataFolderError, local_device
 from client.memory import give_back_freed
 from client.node import NodeSettings
-from client.rounds import calibration_round, decode_model, float_round, quantized_round
+from client.rounds import (
+    calibration_round,
+    decode_model,
+    float_round,
+    quantized_round,
+    statistics_round,
+)
 from client.state import load_inputs, save_inputs
 from client.throttle import PausedTooLongError, Throttle, ThrottleLimits
 from client.working_model import working_model
@@ -85,6 +91,7 @@ ROUNDS = {
     Stage.FLOAT: float_round,
     Stage.CALIBRATION: calibration_round,
     Stage.QUANTIZED: quantized_round,
+    Stage.STATISTICS: statistics_round,
 }
 
 

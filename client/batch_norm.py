@@ -26,7 +26,9 @@ def renew_statistics(
     images: ImageSet,
     task: TrainingTask,
     generator: torch.Generator,
-) -> int:
+    *,
+    num_images: int,
+) -> None:
     """Replace the running means and variances of ``model`` by those of the network as it is now.
 
     Forward passes without gradient, over random images of the device rather than its coreset,
@@ -37,15 +39,11 @@ def renew_statistics(
         model: trained; only its batch normalisation's buffers change.
         dataset: normalisation and augmentation of the images.
         images: of the device.
-        task: ``batch_norm_images`` are taken, or all if there are fewer.
+        task: precision, augmentation and the images of a pass.
         generator: source of choice and augmentation.
-
-    Returns:
-        The number of images taken.
+        num_images: that are taken, or all if there are fewer.
     """
-    count = min(len(images), task.batch_norm_images)
-    if count == 0:
-        return 0
+    count = min(len(images), num_images)
     chosen = torch.randperm(len(images), generator=generator)[:count]
     num_passes = math.ceil(count / task.scoring_batch)
     device = device_of(model)
@@ -57,4 +55,3 @@ def renew_statistics(
     )
     with forward_in(task.precision, device):
         update_bn(inputs, model)
-    return count

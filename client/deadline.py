@@ -89,19 +89,13 @@ def update_bytes(config: Config, model_bytes: int) -> float:
 
 
 def seconds_to_compute(
-    config: Config, pace: Pace, *, num_samples: int, model_bytes: int, teacher_bytes: int
+    config: Config, pace: Pace, *, model_bytes: int, teacher_bytes: int
 ) -> float:
-    """What the deadline leaves for selecting and training, less a margin.
-
-    Transfers are taken off, and the passes for batch normalisation's statistics, whose number does
-    not depend on the coreset.
-    """
+    """What the deadline leaves for selecting and training: less transfers and a margin."""
     transfers = pace.transfer_seconds(
         model_bytes + teacher_bytes, update_bytes(config, model_bytes)
     )
-    num_normalized = min(num_samples, config.training.batch_norm_images)
-    normalizing = num_normalized * pace.seconds_per_scored_sample
-    return round_deadline(config) * (1 - MARGIN) - transfers - normalizing
+    return round_deadline(config) * (1 - MARGIN) - transfers
 
 
 def fitting_fraction(

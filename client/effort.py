@@ -40,7 +40,6 @@ def round_effort(
     seconds = seconds_to_compute(
         config,
         pace,
-        num_samples=num_samples,
         model_bytes=len(request.model),
         teacher_bytes=len(request.teacher),
     )

@@ -50,8 +50,6 @@ class QuarcResult:
     """Images that the student was run on for the selections."""
     num_teacher_scored: int
     """Images that the teacher was run on for them: its outputs on all images are kept."""
-    num_normalized: int
-    """Images that the student was run on for batch normalisation's statistics."""
     select_seconds: float
     """Wall-clock time of the selections, the teacher's outputs for them included."""
     train_seconds: float
@@ -74,6 +72,7 @@ def train_on_coresets(
     coreset: Coreset | None,
     generator: torch.Generator,
     selection_generator: Callable[[int], torch.Generator],
+    statistics_images: int = 0,
     views: TeacherViews | None = None,
     on_coreset: Callable[[Coreset], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
@@ -91,6 +90,8 @@ def train_on_coresets(
         coreset: the one in use so far; None: none was chosen yet.
         generator: source of order and augmentation.
         selection_generator: epochs done -> source of what is random in a selection.
+        statistics_images: from which batch normalisation's statistics are taken anew at the end; 0:
+            they stay running averages.
         views: of the images, and the teacher's outputs on them that are kept; None: none are.
         on_coreset: called with every new coreset.
         on_progress: called in every step with the share of all epochs that is done.
@@ -158,8 +159,11 @@ def train_on_coresets(
                 on_progress=on_progress,
             )
         epoch += part.num_epochs
-    with training:
-        num_normalized = renew_statistics(student, dataset, images, task, generator)
+    if statistics_images:
+        with training:
+            renew_statistics(
+                student, dataset, images, task, generator, num_images=statistics_images
+            )
     assert coreset is not None
     return QuarcResult(
         training=total,
@@ -167,7 +171,6 @@ def train_on_coresets(
         num_selections=num_selections,
         num_scored=num_scored,
         num_teacher_scored=num_teacher_scored,
-        num_normalized=num_normalized,
         select_seconds=select.seconds,
         train_seconds=training.seconds,
         select_cpu_seconds=select.cpu_seconds,

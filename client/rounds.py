@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from client.batch_fit import fitting_part_size
+from client.batch_norm import renew_statistics
 from client.device import Device, float_model, quantized_model
 from client.effort import Effort, is_paced, measured_pace, round_effort
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
@@ -34,7 +35,7 @@ from client.working_model import frozen_teacher, working_model
 from common.config import ONLINE, Config
 from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
-from common.models import load_state, model_state
+from common.models import is_statistic, load_state, model_state
 from common.payloads.update_choice import encode_update
 from common.payloads.updates import decode_state, encode_float
 from common.qat import activation_step_names
@@ -125,6 +126,37 @@ def calibration_round(
         )
 
 
+def statistics_round(
+    config: Config,
+    device: Device,
+    request: TrainRequest,
+    records: RecordDict,
+    on_progress: OnProgress | None = None,
+) -> Reply:
+    """Batch normalisation's statistics of the trained model; only these entries are answered."""
+    with working_model(quantized_model, config, device) as model:
+        load_state(model, decode_model(request.model))
+        batch_size = config.training.batch_size
+        task = replace(
+            _task(config, request, epochs=config.training.local_epochs),
+            max_part_size=_part_size(device, model, batch_size, corrected=False),
+        )
+        generator = torch_generator(config.run.seed, "statistics", device.partition_id)
+        num_images = config.training.batch_norm_images
+        renew_statistics(
+            model, device.dataset, device.train, task, generator, num_images=num_images
+        )
+        statistics = {
+            name: values for name, values in model_state(model).items() if is_statistic(name)
+        }
+        return Reply(
+            partition_id=device.partition_id,
+            round_index=request.round_index,
+            update=encode_float(statistics, "float32", {"round": request.round_index}),
+            metrics={NUM_EXAMPLES: len(device.train)},
+        )
+
+
 def quantized_round(
     config: Config,
     device: Device,
@@ -161,8 +193,6 @@ def quantized_round(
         optional = {}
         if config.training.teacher_views:
             optional["num-teacher-kept"] = outcome.training.num_kept
-        if config.training.batch_norm_images:
-            optional["num-normalized"] = outcome.num_normalized
         metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
         return Reply(
             partition_id=device.partition_id,

@@ -35,8 +35,6 @@ class TrainingTask:
     max_part_size: int = 0
     """Most images in one pass; larger batches pass in parts whose gradients add up (the same step
     but for batch normalisation's statistics, which are each part's). 0: whole batches."""
-    batch_norm_images: int = 0
-    """Images from which batch normalisation's statistics are taken anew at the end."""
     precision: str = "float32"
     """Of the passes through student and teacher; losses and weights are float32."""
 
@@ -79,6 +77,5 @@ def training_task(
         first_epoch=first_epoch,
         total_epochs=total_epochs,
         proximal_mu=proximal_mu,
-        batch_norm_images=training.batch_norm_images,
         precision=training.precision,
     )

@@ -44,6 +44,8 @@ class Stage(StrEnum):
     """Activation steps from local images, no training."""
     QUANTIZED = "quantized"
     """Quantization-aware training on the coreset."""
+    STATISTICS = "statistics"
+    """Batch normalisation's statistics of the trained model on local images, no training."""
 
 
 class Status(StrEnum):

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from common.blocks import BasicBlock, InvertedResidual, MobileNetV2, ResNet18, residual_stage
 from common.errors import UserError
 
+RUNNING_VARIANCE = ".running_var"
+_STATISTICS = (".running_mean", RUNNING_VARIANCE)
+
 
 class CifarResNet(nn.Module):
     """ResNet-(6n + 2) for small images (He et al. 2016, section 4.2), n = `blocks_per_stage`.
@@ -192,6 +195,11 @@ def model_state(model: nn.Module) -> dict[str, np.ndarray]:
         name: tensor.to("cpu", torch.float32).contiguous().numpy()
         for name, tensor in state_tensors(model).items()
     }
+
+
+def is_statistic(name: str) -> bool:
+    """Whether an entry of a state is one of batch normalisation's statistics."""
+    return name.endswith(_STATISTICS)
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -177,6 +177,11 @@ def _check_privacy(config: Config) -> None:
             f"federation.update-format = 'codes': expected 'delta' or 'float32' with "
             f"{mechanism} (clipped changes are no whole steps)"
         )
+    if config.training.batch_norm_images:
+        raise UserError(
+            f"training.batch-norm-images = {config.training.batch_norm_images}: expected 0 with "
+            f"{mechanism} (statistics of images would leave the devices besides)"
+        )
     if config.federation.mixed_bits:
         raise UserError(
             f"federation.mixed-bits = {config.federation.mixed_bits!r}: expected none with "

@@ -51,8 +51,8 @@ class TrainingConfig(Section, name="training"):
     beta_schedule: str = setting("constant", choices=("constant", "cosine", "linear"))
     """How that weight falls to zero over all rounds, if it does."""
     batch_norm_images: int = setting(0, minimum=0)
-    """Local images from which a device takes batch normalisation's statistics anew after training;
-    0: they stay running averages over its steps, which low-bit weights can outrun."""
+    """Local images from which each device takes batch normalisation's statistics of the trained
+    model anew, after the last round; 0: they stay those that devices kept while they trained."""
     teacher_views: int = setting(0, minimum=0, maximum=1000)
     """Augmentations of each coreset image, taken in turn, whose teacher outputs are kept as long as
     the coreset; 0: the teacher sees a new one in every epoch."""

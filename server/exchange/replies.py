@@ -15,11 +15,12 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from common.messages import NUM_EXAMPLES, Reply, Status
+from common.models import RUNNING_VARIANCE
 from common.payloads.updates import BASE_HASH_KEY, FORMAT_KEY, Update, decode_update
 from common.payloads.wire import WireError
 from common.qat import STEP_SUFFIX
 from server.exchange.foreign_text import printable
-from server.model.aggregation import RUNNING_VARIANCE, State, keep_valid
+from server.model.aggregation import State, keep_valid
 
 MAX_EXAMPLES = 10_000_000
 """More images than this on one device are not believed: they would outweigh all others."""

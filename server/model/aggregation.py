@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.messages import NUM_EXAMPLES, Reply
+from common.models import RUNNING_VARIANCE, is_statistic
 from common.qat import STEP_SUFFIX
 from common.quantization import SMALLEST_STEP
 
@@ -21,10 +22,6 @@ State = dict[str, NDArray[np.float32]]
 
 QUANTIZER = "quantizer."
 """Entries of a prepared model with this in their name are quantizer steps and offsets."""
-
-RUNNING_VARIANCE = ".running_var"
-STATISTICS = (".running_mean", RUNNING_VARIANCE)
-"""Entries that end like this are batch normalisation's statistics."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def is_learned(name: str) -> bool:
     Batch normalisation's statistics are measured, not learned, and quantizer steps must keep
     their sign and magnitude: a server optimizer's step (momentum, Adam) suits neither.
     """
-    return QUANTIZER not in name and not name.endswith(STATISTICS)
+    return QUANTIZER not in name and not is_statistic(name)
 
 
 def average_states(

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from common.models import model_state
+from common.models import is_statistic, model_state
 from common.qat import STEP_SUFFIX, quantized_layers
-from server.model.aggregation import STATISTICS, State, average_states
+from server.model.aggregation import State, average_states
 
 ONE_WIDTH = 0
 """Stands for the bit-width of a run that has one only."""
@@ -50,7 +50,7 @@ class BitEntries:
             for name in layer_bits[0]
             if len({widths[name] for widths in layer_bits}) > 1
         }
-        statistics = {name for name in names if name.endswith(STATISTICS)}
+        statistics = set(filter(is_statistic, names))
         return cls(bits=bits, names=names, own=frozenset(steps | statistics))
 
     @property

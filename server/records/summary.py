@@ -45,9 +45,9 @@ def summarise(config: Config, rounds: Sequence[Line], facts: RunFacts) -> dict[s
     """The summary of a run.
 
     upload_bytes and download_bytes are those of the quantization-aware training rounds, which
-    float32_upload_bytes compares with; warm-up, calibration, evaluation on devices and queries are
-    listed beside them, and the totals hold everything, what devices had been sent that were still
-    training when the last round ended included.
+    float32_upload_bytes compares with; warm-up, calibration, statistics, evaluation on devices and
+    queries are listed beside them, and the totals hold everything, what devices had been sent that
+    were still training when the last round ended included.
 
     Args:
         config: of the run.
@@ -142,6 +142,8 @@ def _bytes(rounds: Sequence[Line], queries: Traffic) -> dict[str, int]:
     everything = tuple(Stage)
     evaluation_upload = total("evaluation_upload_bytes", *everything)
     evaluation_download = total("evaluation_download_bytes", *everything)
+    statistics_upload = total("statistics_upload_bytes", Stage.QUANTIZED)
+    statistics_download = total("statistics_download_bytes", Stage.QUANTIZED)
     return {
         "upload_bytes": total("upload_bytes", Stage.QUANTIZED),
         "download_bytes": total("download_bytes", Stage.QUANTIZED),
@@ -151,16 +153,22 @@ def _bytes(rounds: Sequence[Line], queries: Traffic) -> dict[str, int]:
         "warmup_download_bytes": total("download_bytes", Stage.FLOAT),
         "calibration_upload_bytes": total("upload_bytes", Stage.CALIBRATION),
         "calibration_download_bytes": total("download_bytes", Stage.CALIBRATION),
+        "statistics_upload_bytes": statistics_upload,
+        "statistics_download_bytes": statistics_download,
         "evaluation_upload_bytes": evaluation_upload,
         "evaluation_download_bytes": evaluation_download,
         "query_upload_bytes": queries.upload_bytes,
         "query_download_bytes": queries.download_bytes,
         "total_upload_bytes": (
-            total("upload_bytes", *everything) + evaluation_upload + queries.upload_bytes
+            total("upload_bytes", *everything)
+            + statistics_upload
+            + evaluation_upload
+            + queries.upload_bytes
         ),
         "total_download_bytes": (
             total("download_bytes", *everything)
             + total(UNFINISHED_BYTES, *everything)
+            + statistics_download
             + evaluation_download
             + queries.download_bytes
         ),
@@ -181,6 +189,7 @@ def _refused(rounds: Iterable[Line]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for line in rounds:
         counts.update(line["refused"])
+        counts.update(line.get("statistics_refused", {}))
         counts.update(line.get("evaluation_refused", {}))
     return dict(sorted(counts.items()))
 

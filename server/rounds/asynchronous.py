@@ -28,6 +28,7 @@ from server.records.summary import UNFINISHED_BYTES, UNFINISHED_DEVICES
 from server.rounds.asynchronous_state import from_progress, to_progress
 from server.rounds.crew import Answer, Crew, publish
 from server.rounds.session import Evaluate, Session, measure
+from server.rounds.statistics import renew_statistics
 from server.strategies.fedbuff import UpdateBuffer
 from server.strategies.flower import averaging, make_strategy
 from server.strategies.stage_plan import StagePlan
@@ -154,6 +155,9 @@ def run_asynchronous_stage(
         if number == plan.num_rounds:
             line[UNFINISHED_DEVICES] = len(crew)
             line[UNFINISHED_BYTES] = session.courier.under_way.download_bytes
+            if plan.renews_statistics:
+                state, figures = renew_statistics(session, plan, state, number)
+                line |= figures
         line |= measure(session, evaluator, state, number, evaluate, device_interval)
         line["round_seconds"] = time.perf_counter() - started
         line = session.recorder.write(line)

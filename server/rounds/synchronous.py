@@ -19,6 +19,7 @@ from server.records.round_lines import (
 )
 from server.records.summary import of_stage
 from server.rounds.session import Evaluate, Session, measure
+from server.rounds.statistics import renew_statistics
 from server.strategies.packed_updates import PackedUpdates
 
 
@@ -85,6 +86,9 @@ def run_stage(
         line["skipped"] = aggregated is None
         if session.accountant:
             line |= session.accountant.record(line, num_devices=len(session.registry.devices))
+        if plan.renews_statistics and number == plan.num_rounds:
+            state, figures = renew_statistics(session, plan, state, number)
+            line |= figures
         line |= measure(session, strategy, state, number, evaluate, device_interval)
         line["round_seconds"] = time.perf_counter() - started
         line = session.recorder.write(line)

@@ -219,7 +219,7 @@ class PackedUpdates(FedAvg):
         return MetricRecord({name: value for name, value in metrics.items() if value is not None})
 
     def _is_training(self) -> bool:
-        return self.plan.stage is not Stage.CALIBRATION
+        return self.plan.stage in (Stage.FLOAT, Stage.QUANTIZED)
 
     def _deployed(self) -> dict[int, State]:
         """Bit-width -> the weights that its devices were sent, as deployed; only where needed."""

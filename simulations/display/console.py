@@ -20,6 +20,7 @@ STAGE_NAMES = {
     Stage.FLOAT: "float warm-up",
     Stage.CALIBRATION: "calibration",
     Stage.QUANTIZED: "QuaRC",
+    Stage.STATISTICS: "statistics",
 }
 
 

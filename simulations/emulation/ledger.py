@@ -29,8 +29,8 @@ class FleetLedger:
         """Partition ids of the devices that are not there."""
         self._figures: dict[int, dict[str, Any]] = {}
         """Partition id -> figures of a device that was asked, until its line is written."""
-        self._told: list[dict[str, Any]] = []
-        """The figures of the device lines since the last round line."""
+        self._told: list[tuple[str, dict[str, Any]]] = []
+        """Task and figures of the device lines since the last round line."""
         self._round_start = 0.0
         self._participation: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._evaluated: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -56,9 +56,9 @@ class FleetLedger:
         """Virtual figures of a device's line."""
         partition_id = line["partition_id"]
         class_name = self.emulation.profile(partition_id).class_name
-        if line["task"] == "train":
-            self._told.append(self._figures.pop(partition_id))
-            return self._told[-1]
+        if line["task"] != "evaluate":
+            self._told.append((line["task"], self._figures.pop(partition_id)))
+            return self._told[-1][1]
         if self._evaluated_round != (line["stage"], line["round"]):
             self._evaluated_round = (line["stage"], line["round"])
             self._evaluated.clear()
@@ -74,8 +74,10 @@ class FleetLedger:
         result = {
             "virtual_seconds": passed,
             "virtual_clock_seconds": now,
-            "joules": math.fsum(figure["joules"] for figure in figures),
-            "fates": dict(sorted(Counter(figure["fate"] for figure in figures).items())),
+            "joules": math.fsum(figure["joules"] for _, figure in figures),
+            "fates": dict(
+                sorted(Counter(f["fate"] for task, f in figures if task == "train").items())
+            ),
             "away": self.away,
         }
         if self._evaluated_round == (line["stage"], line["round"]):

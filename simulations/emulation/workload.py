@@ -22,19 +22,17 @@ class Workload:
 
         Args:
             stage: of the run.
-            metrics: of the reply: num-seen, num-scored, num-teacher-scored, num-teacher-kept,
-                num-normalized.
+            metrics: of the reply: num-seen, num-scored, num-teacher-scored, num-teacher-kept.
             num_samples: training images of the device.
         """
         seen = metrics.get("num-seen", 0)
-        if stage is Stage.CALIBRATION:
-            return self._calibration(num_samples)
+        if stage in (Stage.CALIBRATION, Stage.STATISTICS):
+            return self._without_training(stage, num_samples)
         if stage is Stage.FLOAT:
             return seen * self.flops.float_training
         return (
             seen * self.training_step()
             + metrics.get("num-scored", 0) * self.flops.quantized_forward
-            + metrics.get("num-normalized", 0) * self.flops.quantized_forward
             + metrics.get("num-teacher-scored", 0) * self.flops.float_forward
             - metrics.get("num-teacher-kept", 0) * self.flops.float_forward
         )
@@ -45,8 +43,8 @@ class Workload:
         A balanced coreset rounds the number of every class, so that it may be smaller than its
         share of all images by half an image a class.
         """
-        if stage is Stage.CALIBRATION:
-            return self._calibration(num_samples)
+        if stage in (Stage.CALIBRATION, Stage.STATISTICS):
+            return self._without_training(stage, num_samples)
         if stage is Stage.FLOAT:
             return self.config.warmup.local_epochs * num_samples * self.flops.float_training
         coreset, training = self.config.coreset, self.config.training
@@ -58,8 +56,7 @@ class Workload:
             size = max(min(1.0, num_samples), fraction * num_samples - slack)
         # The teacher's outputs may all be kept from the rounds before.
         kept = self.flops.float_forward if training.teacher_views else 0.0
-        normalized = min(num_samples, training.batch_norm_images) * self.flops.quantized_forward
-        return num_epochs * size * (self.training_step() - kept) + normalized
+        return num_epochs * size * (self.training_step() - kept)
 
     def training_step(self) -> float:
         """Operations of a quantization-aware step on one image, the teacher's pass included."""
@@ -70,6 +67,9 @@ class Workload:
         teacher = self.flops.float_forward if needs_teacher else 0.0
         return self.flops.quantized_training + teacher
 
-    def _calibration(self, num_samples: int) -> float:
-        most = self.config.quantization.calibration_batches * self.config.training.batch_size
+    def _without_training(self, stage: Stage, num_samples: int) -> float:
+        training = self.config.training
+        most = training.batch_norm_images
+        if stage is Stage.CALIBRATION:
+            most = self.config.quantization.calibration_batches * training.batch_size
         return min(num_samples, most) * self.flops.quantized_forward

@@ -212,6 +212,7 @@ def _train(
         teacher=teacher.model,
         teacher_outputs=teacher_outputs,
         coreset=None,
+        statistics_images=config.training.batch_norm_images,
         views=_teacher_views(config),
         generator=torch_generator(seed, "train-quantized", 0, PARTITION),
         selection_generator=lambda epoch: torch_generator(seed, "select", epoch, PARTITION),

@@ -132,8 +132,6 @@ def _reply(config: Config, request: TrainRequest, update: bytes) -> RecordDict:
     names = [*REPLY_METRICS]
     if config.training.teacher_views:
         names.append("num-teacher-kept")
-    if config.training.batch_norm_images:
-        names.append("num-normalized")
     return Reply(
         partition_id=0,
         round_index=0,

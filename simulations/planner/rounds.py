@@ -297,7 +297,6 @@ class FleetPlan:
             "num-scored": scored,
             "num-teacher-scored": teacher_scored,
             "num-teacher-kept": num_kept * size,
-            "num-normalized": min(num_samples, self.config.training.batch_norm_images),
         }
         flops: Floats = self.workload.of_reply(Stage.QUANTIZED, metrics, num_samples)  # type: ignore[arg-type, assignment]
         return flops

@@ -97,21 +97,13 @@ class TestTime:
             latency_seconds=0.5,
         )
         left = seconds_to_compute(
-            make_config(), pace, num_samples=0, model_bytes=1_000_000, teacher_bytes=2_000_000
+            make_config(), pace, model_bytes=1_000_000, teacher_bytes=2_000_000
         )
         assert left == pytest.approx(95.0 - 3.0 - 1.5625 - 1.0)
 
     def test_transfers_that_are_not_known_are_not_counted(self) -> None:
-        left = seconds_to_compute(
-            make_config(), PACE, num_samples=0, model_bytes=10**9, teacher_bytes=0
-        )
+        left = seconds_to_compute(make_config(), PACE, model_bytes=10**9, teacher_bytes=0)
         assert left == pytest.approx(95.0)
-
-    def test_batch_statistics_are_taken_off(self) -> None:
-        """Of 200 images, of which the device has 50, at 0.02 s each: 1 s."""
-        config = make_config(training__batch_norm_images=200)
-        left = seconds_to_compute(config, PACE, num_samples=50, model_bytes=0, teacher_bytes=0)
-        assert left == pytest.approx(95.0 - 1.0)
 
     def test_without_a_deadline_the_servers_patience_counts(self) -> None:
         assert round_deadline(Config()) == Config().federation.round_timeout

@@ -26,7 +26,6 @@ def outcome(*, num_scored: int, select_seconds: float) -> QuarcResult:
         num_selections=1,
         num_scored=num_scored,
         num_teacher_scored=num_scored,
-        num_normalized=0,
         select_seconds=select_seconds,
         train_seconds=5.0,
         select_cpu_seconds=select_seconds,
@@ -53,15 +52,13 @@ def test_a_round_without_scores_keeps_what_is_known_of_scoring() -> None:
     [
         ({"coreset.selection": "res"}, 0.3495),
         ({"coreset.selection": "random"}, 0.4745),
-        ({"coreset.selection": "random", "training.batch-norm-images": 200}, 0.462),
     ],
 )
 def test_only_selections_that_score_leave_time_for_it(
     settings: dict[str, str | int], expected: float
 ) -> None:
     """95 of 100 s for 1,000 images: trained on twice at 0.1 s they are 475, less half an image for
-    rounding. Scored by student and teacher at 0.0125 s first, 25 s less are left: 350. A pass of
-    200 images for batch statistics takes 2.5 s and comes on top of a random choice: 462.5."""
+    rounding. Scored by student and teacher at 0.0125 s first, 25 s less are left: 350."""
     flat: dict[str, str | int | float | bool] = {
         "coreset.adaptive": True,
         "coreset.balanced": False,

@@ -176,6 +176,17 @@ class TestTime:
         assert figures["fates"] == {"trained": 2}
         assert figures["away"] == []
 
+    def test_statistics_cost_energy_but_are_no_training(self) -> None:
+        """Asked of all after the last training: two trainings ended well, not four."""
+        grid, _ = make_grid(profile(0.1), profile(0.4))
+        joules = []
+        for task in ("train", "statistics"):
+            grid.send_and_receive(train_messages(2))
+            joules += [grid.annotate({**device_line(i), "task": task})["joules"] for i in (0, 1)]
+        figures = grid.annotate({"kind": "round", "stage": "quantized", "round": 1})
+        assert figures["fates"] == {"trained": 2}
+        assert figures["joules"] == pytest.approx(sum(joules), abs=1e-9)
+
     def test_rounds_add_up(self) -> None:
         grid, _ = make_grid(profile(0.1))
         one = by_hand(0.1, train_messages(1)[0], grid.send_and_receive(train_messages(1))[0])

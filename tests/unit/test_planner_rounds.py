@@ -169,17 +169,6 @@ def test_kept_outputs_of_the_teacher_cost_nothing(
     assert computing == pytest.approx([number / 1000 for number in mega_operations])
 
 
-def test_batch_statistics_are_forward_passes() -> None:
-    """Of all 100 images, 2 MFLOP each, beside 10 x 7 to train: 0.27 s."""
-    plan, _ = make_plan(
-        FleetClass(profile=FAST, count=1),
-        coreset__selection="random",
-        training__batch_norm_images=1000,
-        federation__num_rounds=1,
-    )
-    assert next(plan.run()).virtual_seconds == pytest.approx(1.5 + 0.27 + 0.6)
-
-
 def test_a_deadline_drops_who_is_late() -> None:
     """Slow devices need 9.5 s, fast ones 2.47 s: with 5 s the round ends at its deadline."""
     plan, _ = make_plan(

@@ -194,6 +194,7 @@ def test_what_is_wrong_with_a_reply_does_not_show() -> None:
         ({"strategy.name": "qfedavg"}, r"strategy.name = 'qfedavg'"),
         ({"federation.update-format": "codes"}, r"update-format = 'codes': expected 'delta'"),
         ({"federation.mixed-bits": "2,4"}, r"federation.mixed-bits = '2,4': expected none with"),
+        ({"training.batch-norm-images": 8}, r"batch-norm-images = 8: expected 0 with privacy"),
         ({"fleet.over-selection": 1.5}, r"fleet.over-selection = 1.5: expected 1 with"),
         ({"privacy.clipping-norm": 0.0}, r"privacy.clipping-norm = 0.0: expected float, > 0"),
     ],

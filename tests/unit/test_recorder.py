@@ -124,7 +124,14 @@ ROUNDS = [
         evaluation_download_bytes=4,
         evaluation_refused={"no-reply": 1},
     ),
-    line(Stage.QUANTIZED, 4, **measured(50.0)),
+    line(
+        Stage.QUANTIZED,
+        4,
+        **measured(50.0),
+        statistics_upload_bytes=6,
+        statistics_download_bytes=9,
+        statistics_refused={"paused": 1},
+    ),
 ]
 
 
@@ -143,8 +150,8 @@ def make_summary(rounds: list[dict[str, Any]] = ROUNDS) -> dict[str, Any]:
 def test_a_summary_of_hand_made_rounds() -> None:
     """Four quantized rounds: 4 * 10 bytes up and 4 * 1 s; best 60 in round 3, last 50.
 
-    All uploads: warm-up 1000, calibration 3, rounds 40, evaluation 2, queries 7: 1052.
-    All downloads: warm-up 100, calibration 5, rounds 400, evaluation 4, queries 8: 517.
+    All uploads: warm-up 1000, calibration 3, rounds 40, statistics 6, evaluation 2, queries 7.
+    All downloads: warm-up 100, calibration 5, rounds 400, statistics 9, evaluation 4, queries 8.
     """
     summary = make_summary()
     expected = {
@@ -161,14 +168,16 @@ def test_a_summary_of_hand_made_rounds() -> None:
         "best_accuracy": 60.0,
         "best_round": 3,
         "device_accuracy": 55.0,
-        "refused_replies": {"diverged": 3, "no-reply": 2},
+        "refused_replies": {"diverged": 3, "no-reply": 2, "paused": 1},
         "upload_bytes": 40,
         "download_bytes": 400,
         "teacher_bytes": 60,
         "float32_upload_bytes": 320,
         "warmup_upload_bytes": 1000,
-        "total_upload_bytes": 1052,
-        "total_download_bytes": 517,
+        "statistics_upload_bytes": 6,
+        "statistics_download_bytes": 9,
+        "total_upload_bytes": 1058,
+        "total_download_bytes": 526,
         "select_seconds": 4.0,
         "train_seconds": 8.0,
         "warmup_train_seconds": 7.0,

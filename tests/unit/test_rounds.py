@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.device import Device, float_model, quantized_model
-from client.rounds import calibration_round, decode_model, float_round, quantized_round
+from client.rounds import (
+    calibration_round,
+    decode_model,
+    float_round,
+    quantized_round,
+    statistics_round,
+)
 from client.state import TeacherStore, load_coreset, load_residual
 from common.checkpoints import content_hash
 from common.config import Config
+from common.data.augmentation import normalize
 from common.data.datasets import load_dataset
 from common.messages import NUM_EXAMPLES, Reply, Stage, Status, TrainRequest
 from common.models import load_state, model_state
@@ -142,6 +149,38 @@ class TestDecodeModel:
             first["w"][0] = 3
 
 
+class TestStatisticsRound:
+    def answer(self, device: Device, num_images: int) -> dict[str, np.ndarray]:
+        config = make_config(training__batch_norm_images=num_images, data__augment=False)
+        request = make_request(config, device, stage=Stage.STATISTICS)
+        reply = statistics_round(config, device, request, RecordDict())
+        assert reply.status is Status.OK
+        assert reply.metrics[NUM_EXAMPLES] == NUM_TRAIN
+        return decode_state(reply.update)
+
+    def test_answers_statistics_alone(self, device: Device) -> None:
+        """ResNet-8 has a stem, three blocks of two layers and two shortcuts: nine layers."""
+        names = set(self.answer(device, 16))
+        assert len(names) == 2 * 9
+        assert all(name.endswith((".running_mean", ".running_var")) for name in names)
+
+    def test_the_first_layers_are_those_of_its_inputs(self, device: Device) -> None:
+        """Of all images, not augmented: the mean of what the stem's convolution makes of them."""
+        config = make_config(data__augment=False)
+        model = quantized_model(config, device)
+        load_state(model, decode_state(make_request(config, device).model))
+        inputs = normalize(device.train.images, device.dataset.mean, device.dataset.std)
+        with torch.no_grad():
+            maps = model.get_submodule("conv1")(inputs)
+        measured = self.answer(device, NUM_TRAIN)["bn1.running_mean"]
+        np.testing.assert_allclose(measured, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
+
+    def test_looks_at_as_many_images_as_it_is_told_to(self, device: Device) -> None:
+        some, more = (self.answer(device, number)["bn1.running_mean"] for number in (8, 16))
+        assert not np.array_equal(some, more)
+        np.testing.assert_array_equal(some, self.answer(device, 8)["bn1.running_mean"])
+
+
 class TestCalibrationRound:
     def answer(self, config: Config, device: Device) -> Reply:
         request = make_request(config, device, stage=Stage.CALIBRATION)
@@ -254,12 +293,6 @@ class TestCoreset:
             metrics = answer(config, device, records, round_index=round_index).metrics
             kept.append(metrics["num-teacher-kept"] / metrics["num-seen"])
         assert kept == [0, 0, 1, 0]
-
-    def test_batch_statistics_are_taken_anew(self, device: Device) -> None:
-        """Of 16 of the device's images; without the setting the answer says nothing of it."""
-        metrics = answer(make_config(training__batch_norm_images=16), device).metrics
-        assert metrics["num-normalized"] == 16
-        assert "num-normalized" not in answer(make_config(), device).metrics
 
     def test_is_chosen_anew_within_a_round(self, device: Device) -> None:
         """Round 1 of three epochs is epochs 3, 4, 5; every two epochs from there: 3 and 5."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,9 @@ def train_reply(partition_id: int, request: TrainRequest) -> Reply:
             if "input_quantizer" in name
         }
         metrics = {"num-examples": 10}
+    elif request.stage is Stage.STATISTICS:
+        state = {n: np.full_like(v, partition_id + 1) for n, v in state.items() if "running" in n}
+        metrics = {"num-examples": 5 * (partition_id + 1)}
     else:
         state[BIAS] = state[BIAS] + np.float32(SHIFT * (partition_id + 1))
     return Reply(
@@ -228,6 +232,52 @@ def test_activation_steps_come_from_the_devices(run_folder: Path) -> None:
     steps = [v for name, v in state.items() if name.endswith("input_quantizer.step")]
     assert steps
     assert {float(step) for step in steps} == {2.0}
+
+
+def test_statistics_come_from_the_devices_after_the_last_round(run_folder: Path) -> None:
+    """Devices with 5, 10 and 15 images answer 1, 2 and 3: the mean is (5 + 20 + 45) / 30. Its
+    bytes are no training's."""
+    plain = run(run_folder.with_name("plain"), config_with())[0]
+    summary, grid, _ = run(run_folder, config_with({"training.batch-norm-images": 8}))
+    requests = requests_of(grid)
+    assert [r.stage for r in requests[-6:]] == [Stage.QUANTIZED] * 3 + [Stage.STATISTICS] * 3
+    trained = decode_state(requests[-1].model)
+    last = load_packed_model(run_folder / "last.fqrc").state_dict()
+    statistics = {name: values for name, values in last.items() if "running" in name}
+    assert statistics
+    for values in statistics.values():
+        np.testing.assert_allclose(values, 70 / 30, rtol=1e-6)
+    np.testing.assert_allclose(last[BIAS], trained[BIAS], rtol=1e-3)
+    assert summary["upload_bytes"] == plain["upload_bytes"]
+    assert 0 < summary["statistics_upload_bytes"] < plain["upload_bytes"] / 9
+    added = summary["total_upload_bytes"] - plain["total_upload_bytes"]
+    assert added == summary["statistics_upload_bytes"]
+    asked = [line for line in read_lines(run_folder) if line.get("task") == "statistics"]
+    assert [(line["round"], line["status"]) for line in asked] == [(3, "ok")] * 3
+
+
+def test_without_good_statistics_those_of_the_training_stay(run_folder: Path) -> None:
+    """Negative variances from all but one device: fewer good replies than a round needs."""
+
+    def device(partition_id: int, message: Message) -> Reply:
+        reply = answer(partition_id, message)
+        if message.metadata.message_type != MessageType.TRAIN or not partition_id:
+            return reply
+        if TrainRequest.from_record(message.content).stage is not Stage.STATISTICS:
+            return reply
+        state = {name: -values for name, values in decode_state(reply.update).items()}
+        return replace(reply, update=encode_float(state, "float32", {}))
+
+    config = config_with({"training.batch-norm-images": 8, "federation.min-devices": 2})
+    _, grid, reporter = run(run_folder, config, device)
+    sent = decode_state(requests_of(grid)[-1].model)
+    last = load_packed_model(run_folder / "last.fqrc").state_dict()
+    for name in sent:
+        if "running" in name:
+            np.testing.assert_allclose(last[name], sent[name], rtol=1e-2, atol=1e-3)
+    assert "statistics of batch normalisation stay those of the training" in reporter.notes()
+    (line,) = [x for x in read_lines(run_folder) if "statistics_refused" in x]
+    assert sum(line["statistics_refused"].values()) == 2
 
 
 def test_devices_measure_the_model_when_they_are_asked(run_folder: Path) -> None:

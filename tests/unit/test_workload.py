@@ -35,9 +35,10 @@ class TestReply:
         assert workload().of_reply(Stage.QUANTIZED, metrics, 50) == 50_707
 
     def test_batch_statistics_are_forward_passes(self) -> None:
-        """Of 20 images: 20 x 100 more."""
-        metrics = {**self.METRICS, "num-normalized": 20}
-        assert workload().of_reply(Stage.QUANTIZED, metrics, 50) == 50_713 + 2000
+        """Of 20 images of 50, and of 10 where there are no more."""
+        renewed = workload(training__batch_norm_images=20)
+        assert renewed.of_reply(Stage.STATISTICS, {}, 50) == 2000
+        assert renewed.least(Stage.STATISTICS, 10, 4) == 1000
 
     def test_a_warm_up_round(self) -> None:
         assert workload().of_reply(Stage.FLOAT, self.METRICS, 50) == 300
@@ -61,11 +62,6 @@ class TestLeast:
     def test_the_teacher_may_not_be_needed(self) -> None:
         kept = workload(coreset__selection="full", training__teacher_views=3)
         assert kept.least(Stage.QUANTIZED, 200, 4) == 200 * 5000
-
-    def test_batch_statistics_are_taken_from_what_there_is(self) -> None:
-        """300 images, of which the device has 200."""
-        renewed = workload(coreset__selection="full", training__batch_norm_images=300)
-        assert renewed.least(Stage.QUANTIZED, 200, 4) == 200 * 5001 + 200 * 100
 
     def test_one_image_is_the_least(self) -> None:
         assert workload().least(Stage.QUANTIZED, 5, 4) == 5001
