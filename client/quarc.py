@@ -108,7 +108,8 @@ def train_on_coresets(
     epoch, last_epoch = task.first_epoch, task.first_epoch + task.num_epochs
     while epoch < last_epoch:
         with select:
-            if coreset is None or epoch >= due_epoch(config, coreset):
+            # One of a later epoch is of the first time that the device was asked with this model.
+            if coreset is None or not coreset.epoch <= epoch < due_epoch(config, coreset):
                 is_first = not has_scored(config, coreset)
                 now = selection_at(config, epoch)
                 coreset, num_candidates = _choose(

@@ -108,6 +108,15 @@ def test_a_coreset_outlives_a_round() -> None:
     assert result.training.num_seen == 28
 
 
+def test_a_coreset_of_a_later_epoch_gives_way() -> None:
+    """Asked twice with one model, as happens in asynchronous training, a device begins at epoch 3
+    once more, with the coreset of epoch 5: it is not to last for all three epochs."""
+    earlier = Coreset(indices=torch.arange(12), epoch=5)
+    config = CoresetConfig(selection="random", fraction=0.5, interval=1)
+    _, epochs = run(config, task(3, 3, 9), earlier)
+    assert epochs == [3, 4, 5]
+
+
 def test_random_epochs_come_first() -> None:
     """Three random epochs, interval 2: random at 0 and 2, scored at 3 and 5. Only the scored ones
     ask models: the student about 24 images each, the teacher, whose outputs are kept, once."""
