@@ -46,8 +46,8 @@ class TrainingConfig(Section, name="training"):
     """Distillation from the teacher, or cross-entropy with the labels (control)."""
     correction: str = setting("none", choices=CORRECTIONS)
     """Cascaded layer correction's form; mse: squared error, a control."""
-    beta: float = setting(1.0, minimum=0.0)
-    """Weight of the correction."""
+    beta: float = setting(10.0, minimum=0.0)
+    """Weight of the correction; 10 was chosen for clc-normalized."""
     beta_schedule: str = setting("constant", choices=("constant", "cosine", "linear"))
     """How that weight falls to zero over all rounds, if it does."""
     batch_norm_images: int = setting(0, minimum=0)
