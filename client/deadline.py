@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from common.config import FLOAT_BITS, Config, pool_factor
+from common.config import FLOAT_BITS, Config, CoresetConfig, pool_factor
 from common.errors import UserError
 
 MARGIN = 0.05
@@ -98,6 +99,27 @@ def seconds_to_compute(
     return round_deadline(config) * (1 - MARGIN) - transfers
 
 
+def selection_seconds(
+    coreset: CoresetConfig, pace: Pace, *, coreset_size: float, num_samples: int, is_first: bool
+) -> float:
+    """What a selection takes that scores images.
+
+    All are scored by the student, and once by the teacher, or, with a pool of p coresets, p times
+    the coreset by both.
+
+    Args:
+        coreset: its settings.
+        pace: the device's.
+        coreset_size: images that are selected.
+        num_samples: training images of the device.
+        is_first: whether the teacher's outputs are still to be computed.
+    """
+    num_passes: float = (2 if is_first else 1) * num_samples
+    if factor := pool_factor(coreset):
+        num_passes = 2 * factor * coreset_size
+    return num_passes * pace.seconds_per_scored_sample
+
+
 def fitting_fraction(
     config: Config,
     pace: Pace,
@@ -109,8 +131,7 @@ def fitting_fraction(
 ) -> float:
     """The share of its images that a device can select and train on in ``seconds``.
 
-    A round with a selection is what must fit. All images are scored by the student, and once by
-    the teacher, or, with a pool of p coresets, p times the coreset by both.
+    A round with a selection is what must fit.
 
     Args:
         config: of the run: floor and cap, epochs, pool.
@@ -125,11 +146,13 @@ def fitting_fraction(
     """
     coreset = config.coreset
     per_image = config.training.local_epochs * pace.seconds_per_sample
-    if pool_factor(coreset) > 0:
-        per_image += pool_factor(coreset) * 2 * pace.seconds_per_scored_sample
+    selecting = partial(
+        selection_seconds, coreset, pace, num_samples=num_samples, is_first=is_first
+    )
+    if pool_factor(coreset):
+        per_image += selecting(coreset_size=1)
     else:
-        num_models = 2 if is_first else 1
-        seconds -= num_models * num_samples * pace.seconds_per_scored_sample
+        seconds -= selecting(coreset_size=0)
     # A balanced coreset rounds every class, to at least one image: up by less than one.
     size = seconds / per_image - (num_classes if coreset.balanced else 0.5)
     return min(coreset.adaptive_cap, max(coreset.adaptive_floor, size / num_samples))

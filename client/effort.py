@@ -8,7 +8,13 @@ from dataclasses import replace
 from flwr.app import RecordDict
 
 from client.coreset import STUDENT_FREE
-from client.deadline import Pace, fitting_epochs, fitting_fraction, seconds_to_compute
+from client.deadline import (
+    Pace,
+    fitting_epochs,
+    fitting_fraction,
+    seconds_to_compute,
+    selection_seconds,
+)
 from client.device import Device
 from client.quarc import QuarcResult
 from client.selection import has_scored
@@ -43,23 +49,26 @@ def round_effort(
         model_bytes=len(request.model),
         teacher_bytes=len(request.teacher),
     )
+    if coreset.selection in STUDENT_FREE:
+        pace = replace(pace, seconds_per_scored_sample=0.0)
+    is_first = not has_scored(coreset, load_coreset(records, num_samples))
     if coreset.adaptive:
-        if coreset.selection in STUDENT_FREE:
-            pace = replace(pace, seconds_per_scored_sample=0.0)
         fraction = fitting_fraction(
             config,
             pace,
             seconds=seconds,
             num_samples=num_samples,
             num_classes=device.dataset.train.num_classes,
-            is_first=not has_scored(coreset, load_coreset(records, num_samples)),
+            is_first=is_first,
         )
         coreset = replace(coreset, fraction=fraction)
     if config.training.partial_work:
         share = 1.0 if coreset.selection == "full" else coreset.fraction
-        num_epochs = fitting_epochs(
-            pace, seconds=seconds, coreset_size=share * num_samples, num_epochs=num_epochs
+        size = share * num_samples
+        seconds -= selection_seconds(
+            coreset, pace, coreset_size=size, num_samples=num_samples, is_first=is_first
         )
+        num_epochs = fitting_epochs(pace, seconds=seconds, coreset_size=size, num_epochs=num_epochs)
     return coreset, num_epochs
 
 

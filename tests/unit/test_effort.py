@@ -9,7 +9,7 @@ from flwr.app import RecordDict
 from client.coreset import Coreset
 from client.deadline import Pace
 from client.device import Device
-from client.effort import measured_pace, round_effort
+from client.effort import Effort, measured_pace, round_effort
 from client.quarc import QuarcResult
 from client.trainer import TrainingResult
 from common.config import Config
@@ -47,24 +47,9 @@ def test_a_round_without_scores_keeps_what_is_known_of_scoring() -> None:
     assert measured_pace(draws, earlier)["seconds-per-scored-sample"] == 0.02
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"coreset.selection": "res"}, 0.3495),
-        ({"coreset.selection": "random"}, 0.4745),
-    ],
-)
-def test_only_selections_that_score_leave_time_for_it(
-    settings: dict[str, str | int], expected: float
-) -> None:
-    """95 of 100 s for 1,000 images: trained on twice at 0.1 s they are 475, less half an image for
-    rounding. Scored by student and teacher at 0.0125 s first, 25 s less are left: 350."""
-    flat: dict[str, str | int | float | bool] = {
-        "coreset.adaptive": True,
-        "coreset.balanced": False,
-        "federation.round-timeout": 100.0,
-        "training.local-epochs": 2,
-    }
+def effort_of(settings: dict[str, str | int | float | bool]) -> Effort:
+    """Of a device with 1,000 images, 0.1 s for training on one and 0.0125 s for scoring it, that
+    has 95 of 100 s."""
     images = ImageSet(
         images=torch.zeros(1000, 1, 2, 2, dtype=torch.uint8),
         labels=torch.zeros(1000, dtype=torch.int64),
@@ -80,7 +65,41 @@ def test_only_selections_that_score_leave_time_for_it(
     request = TrainRequest(
         stage=Stage.QUANTIZED, round_index=0, num_rounds=1, model=b"", model_hash=""
     )
-    config = Config.from_flat({**flat, **settings})
-    coreset, num_epochs = round_effort(config, device, request, RecordDict())
+    flat = {"coreset.balanced": False, "federation.round-timeout": 100.0, **settings}
+    return round_effort(Config.from_flat(flat), device, request, RecordDict())
+
+
+@pytest.mark.parametrize(("selection", "expected"), [("res", 0.3495), ("random", 0.4745)])
+def test_only_selections_that_score_leave_time_for_it(selection: str, expected: float) -> None:
+    """95 s are 475 images that are trained on twice, less half an image for rounding. Scored by
+    student and teacher first, 25 s less are left: 350."""
+    coreset, num_epochs = effort_of(
+        {"coreset.adaptive": True, "coreset.selection": selection, "training.local-epochs": 2}
+    )
     assert coreset.fraction == pytest.approx(expected)
     assert num_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"coreset.selection": "res"}, 7),
+        ({"coreset.selection": "res", "coreset.pool": 2.0}, 9),
+        ({"coreset.selection": "random"}, 9),
+    ],
+)
+def test_partial_work_leaves_time_for_scoring(
+    settings: dict[str, str | float], expected: int
+) -> None:
+    """An epoch over 100 images takes 10 s. All 1,000 scored by both models: 25 s, and 7 epochs are
+    left. A pool of 200: 5 s, and 9 epochs; a random draw takes no time."""
+    coreset, num_epochs = effort_of(
+        {
+            "coreset.fraction": 0.1,
+            "training.partial-work": True,
+            "training.local-epochs": 10,
+            **settings,
+        }
+    )
+    assert num_epochs == expected
+    assert coreset.fraction == 0.1
