@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -27,7 +28,8 @@ def to_chunks(state: Mapping[str, NDArray[np.float32]], names: Sequence[str]) ->
     but every array costs a serialization (measured, ResNet-20: 28 ms a device with its 129
     entries, 2 ms in one piece). Pieces keep the temporaries of robust strategies small.
     """
-    flat = np.concatenate([state[name].ravel() for name in names])
+    # Of no entries, where each bit-width has its own: an empty one.
+    flat = np.concatenate([np.empty(0, np.float32), *(state[name].ravel() for name in names)])
     pieces = np.split(flat, range(CHUNK_VALUES, flat.size, CHUNK_VALUES))
     return ArrayRecord({str(index): Array(piece) for index, piece in enumerate(pieces)})
 
@@ -35,11 +37,10 @@ def to_chunks(state: Mapping[str, NDArray[np.float32]], names: Sequence[str]) ->
 def from_chunks(chunks: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> State:
     """The entries of `to_chunks`, as float32 views of one array."""
     flat = np.concatenate([array.numpy() for array in chunks.values()]).astype(np.float32)
-    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    pieces = np.split(flat, ends[:-1])
+    ends = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())])
     return {
-        name: piece.reshape(shape)
-        for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+        name: flat[start:end].reshape(shape)
+        for (name, shape), (start, end) in zip(shapes.items(), pairwise(ends), strict=True)
     }
 
 

@@ -42,17 +42,17 @@ def device(weights: tuple[float, float], step: float) -> State:
 
 
 def make_strategy_of(name: str = "fedavg", **changes: Any) -> PackedUpdates:
-    plan = StagePlan(
-        stage=Stage.QUANTIZED,
-        num_rounds=1,
-        downlink_format="float32",
-        min_replies=1,
-        update_shapes={WEIGHT: (2,), STEP: (1,)},
-        entries=BitEntries(bits=(2, 4), names=(WEIGHT, STEP), own=frozenset({STEP})),
-        deploy={2: lambda _: DEPLOYED[2], 4: lambda _: DEPLOYED[4]},
+    settings: dict[str, Any] = {
+        "stage": Stage.QUANTIZED,
+        "num_rounds": 1,
+        "downlink_format": "float32",
+        "min_replies": 1,
+        "update_shapes": {WEIGHT: (2,), STEP: (1,)},
+        "entries": BitEntries(bits=(2, 4), names=(WEIGHT, STEP), own=frozenset({STEP})),
+        "deploy": {2: lambda _: DEPLOYED[2], 4: lambda _: DEPLOYED[4]},
         **changes,
-    )
-    return make_strategy(StrategyConfig(name=name), plan)
+    }
+    return make_strategy(StrategyConfig(name=name), StagePlan(**settings))
 
 
 def ask(strategy: PackedUpdates, bits: Mapping[int, int]) -> dict[int, Message]:
@@ -129,6 +129,16 @@ def test_latents_are_averaged_over_all_and_steps_over_their_own(name: str) -> No
 def test_steps_that_no_device_trained_are_not_in_the_result() -> None:
     result = run_round(make_strategy_of(), {0: 4}, [device((1, 1), 1.0)], [10])
     assert result.keys() == {WEIGHT, STEP_4}
+
+
+def test_updates_may_hold_nothing_but_what_bit_widths_have_of_their_own() -> None:
+    """As statistics do: Flower's strategy is given nothing, and each step is its devices' mean."""
+    strategy = make_strategy_of(stage=Stage.STATISTICS, update_shapes={STEP: (1,)})
+    states = [{STEP: array(3)}, {STEP: array(0.25)}, {STEP: array(1.0)}]
+    result = run_round(strategy, {0: 2, 1: 4, 2: 4}, states, [10, 10, 20])
+    assert list(result) == [STEP_2, STEP_4]
+    np.testing.assert_allclose(result[STEP_2], [3.0], rtol=1e-6)
+    np.testing.assert_allclose(result[STEP_4], [0.75], rtol=1e-6)
 
 
 def test_weights_by_quantization_error() -> None:

@@ -38,6 +38,12 @@ def test_a_piece_holds_the_named_entries_alone() -> None:
     assert piece.numpy().tolist() == [0.5, 1.0, -2.0]
 
 
+def test_of_no_entries_there_is_an_empty_piece() -> None:
+    chunks = to_chunks(STATE, [])
+    assert [array.numpy().tolist() for array in chunks.values()] == [[]]
+    assert from_chunks(chunks, {}) == {}
+
+
 @pytest.mark.parametrize("downlink_format", ["float32", "float16", "int8"])
 def test_the_base_is_what_devices_decode(downlink_format: str) -> None:
     """1/3 is no float16, and 1 is no multiple of an int8 step of 2/127."""
