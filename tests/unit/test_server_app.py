@@ -256,6 +256,19 @@ def test_statistics_come_from_the_devices_after_the_last_round(run_folder: Path)
     assert [(line["round"], line["status"]) for line in asked] == [(3, "ok")] * 3
 
 
+def test_statistics_come_after_the_last_round_of_asynchronous_training(run_folder: Path) -> None:
+    """From all three devices, whoever trained last: 70 / 30 as above."""
+    asynchronous = {
+        "strategy.name": "fedbuff",
+        "strategy.buffer-size": 2,
+        "strategy.concurrency": 2,
+    }
+    run(run_folder, config_with({**asynchronous, "training.batch-norm-images": 8}))
+    for name, values in load_packed_model(run_folder / "last.fqrc").state_dict().items():
+        if "running" in name:
+            np.testing.assert_allclose(values, 70 / 30, rtol=1e-6)
+
+
 def test_without_good_statistics_those_of_the_training_stay(run_folder: Path) -> None:
     """Negative variances from all but one device: fewer good replies than a round needs."""
 
