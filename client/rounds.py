@@ -118,12 +118,7 @@ def calibration_round(
         calibrate_steps(model, config, device.train, device.dataset, generator)
         state = model_state(model)
         steps = {name: state[name] for name in activation_step_names(model)}
-        return Reply(
-            partition_id=device.partition_id,
-            round_index=request.round_index,
-            update=encode_float(steps, "float32", {"round": request.round_index}),
-            metrics={NUM_EXAMPLES: len(device.train)},
-        )
+        return _measured(device, request, steps)
 
 
 def statistics_round(
@@ -149,12 +144,7 @@ def statistics_round(
         statistics = {
             name: values for name, values in model_state(model).items() if is_statistic(name)
         }
-        return Reply(
-            partition_id=device.partition_id,
-            round_index=request.round_index,
-            update=encode_float(statistics, "float32", {"round": request.round_index}),
-            metrics={NUM_EXAMPLES: len(device.train)},
-        )
+        return _measured(device, request, statistics)
 
 
 def quantized_round(
@@ -299,6 +289,16 @@ def _part_size(device: Device, model: nn.Module, batch_size: int, *, corrected: 
         device.max_memory_bytes,
         device.used_memory_bytes,
         corrected=corrected,
+    )
+
+
+def _measured(device: Device, request: TrainRequest, entries: State) -> Reply:
+    """Entries that come of a look at the device's images, without training."""
+    return Reply(
+        partition_id=device.partition_id,
+        round_index=request.round_index,
+        update=encode_float(entries, "float32", {"round": request.round_index}),
+        metrics={NUM_EXAMPLES: len(device.train)},
     )
 
 
