@@ -20,7 +20,6 @@ STAGE_NAMES = {
     Stage.FLOAT: "float warm-up",
     Stage.CALIBRATION: "calibration",
     Stage.QUANTIZED: "QuaRC",
-    Stage.STATISTICS: "statistics",
 }
 
 
