@@ -112,6 +112,11 @@ def _check_correction(config: Config) -> None:
 def _check_pace(config: Config) -> None:
     """How a device keeps to a deadline."""
     coreset, fleet = config.coreset, config.fleet
+    if coreset.adaptive and coreset.selection == "full":
+        raise UserError(
+            "coreset.adaptive = true: expected false with coreset.selection = 'full' (it trains on "
+            "all images; training.partial-work = true does fewer epochs)"
+        )
     if coreset.adaptive_floor > coreset.adaptive_cap:
         raise UserError(
             f"coreset.adaptive-floor = {coreset.adaptive_floor}: expected at most "

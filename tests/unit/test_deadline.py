@@ -142,6 +142,12 @@ class TestSettings:
         with pytest.raises(UserError, match=r"coreset.adaptive = true: expected fleet.deadline"):
             make_config(fleet__name="pi-lab", fleet__deadline=0.0)
 
+    def test_all_images_adapt_to_nothing(self) -> None:
+        """The share that a device would choose is one that `full` does not look at."""
+        with pytest.raises(UserError, match=r"coreset.adaptive = true: .*selection = 'full'"):
+            make_config(coreset__selection="full")
+        make_config(coreset__selection="full", coreset__adaptive=False)
+
     def test_floor_and_cap_in_order(self) -> None:
         with pytest.raises(UserError, match=r"adaptive-floor = 0.5: expected at most"):
             make_config(coreset__adaptive_floor=0.5, coreset__adaptive_cap=0.2)
