@@ -65,6 +65,7 @@ def _discharging(sys_class: Path) -> float | None:
         charge
         for supply in sys_class.glob("power_supply/*")
         if _text(supply / "type") == "Battery"
+        and _text(supply / "scope") != "Device"  # of a mouse or a headset
         and _text(supply / "status") == "Discharging"
         and (charge := _number(supply / "capacity")) is not None
     ]

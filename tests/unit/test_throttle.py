@@ -85,12 +85,17 @@ def write(root: Path, **files: str) -> None:
 
 
 def test_linux_sensors(tmp_path: Path) -> None:
-    """The hottest of two zones; a broken one is passed over; the mains adapter is no battery."""
+    """The hottest of two zones; a broken one is passed over; the mains adapter is no battery,
+    a mouse's is not the machine's."""
     write(tmp_path / "thermal/thermal_zone0", temp="48312")
     write(tmp_path / "thermal/thermal_zone1", temp="61200")
     write(tmp_path / "thermal/thermal_zone2", temp="")
     write(tmp_path / "power_supply/AC", type="Mains", status="Discharging", capacity="1")
     write(tmp_path / "power_supply/BAT0", type="Battery", status="Discharging", capacity="37")
+    write(
+        tmp_path / "power_supply/hidpp_battery_0",
+        **{"type": "Battery", "scope": "Device", "status": "Discharging", "capacity": "4"},
+    )
     assert read_health(tmp_path) == Health(temperature_celsius=61.2, battery_percent=37)
     (tmp_path / "power_supply/BAT0/status").write_text("Charging\n")
     assert read_health(tmp_path).battery_percent is None
