@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from common.arguments import at_least
-from simulations.engines.terminated import Terminated
+from simulations.engines.terminated import end_cleanly_when_told
 
 if TYPE_CHECKING:
     from simulations.display.console import ConsoleReporter
@@ -41,8 +39,7 @@ def prepare_process(options: argparse.Namespace) -> None:
     if options.debug:
         logging.basicConfig(level=logging.INFO)
         logging.getLogger("simulations").setLevel(logging.DEBUG)
-    # A run that is told to end cleans up like one that is interrupted.
-    signal.signal(signal.SIGTERM, _end)
+    end_cleanly_when_told()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 
@@ -58,7 +55,3 @@ def run_with(options: argparse.Namespace, scenario: Scenario, reporter: ConsoleR
         num_workers=default_workers() if options.workers is None else options.workers,
         debug=options.debug,
     )
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise Terminated(128 + number)

@@ -47,6 +47,7 @@ def _paper(options: argparse.Namespace) -> int:
     # Imported late: `--help` and the other commands need none of it.
     from rich.console import Console
 
+    from simulations.engines.terminated import end_cleanly_when_told
     from simulations.paper.folder import ResultFolder, cell_key
     from simulations.paper.grid import select_cells
     from simulations.paper.grid_file import load_grid
@@ -70,10 +71,13 @@ def _paper(options: argparse.Namespace) -> int:
         command = command_line(options.table, options.seeds, options.settings, only)
         write_tables(grid, all_cells, folder, command, console)
 
+    end_cleanly_when_told()
     try:
         run_cells(grid, chosen, folder, device, console)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         report()
-        raise KeyboardInterrupt(f"interrupted{GOES_ON}") from None
+        if isinstance(stop, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted{GOES_ON}") from None
+        raise
     report()
     return 0

@@ -1,18 +1,19 @@
 """The command line: exit codes, one sentence for a user's mistake, nothing written then."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from common.settings import Scalar
-from simulations import cli, engine_options, runner
+from simulations import cli, runner
 from simulations.display.console import ConsoleReporter
 
 
 @pytest.fixture(autouse=True)
 def _work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine_options.signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
 
 
 def _no_run(*arguments: object, **options: object) -> None:

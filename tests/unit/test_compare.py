@@ -1,12 +1,13 @@
 """Tests of ``python -m simulations compare``: what is run, kept, redone and refused."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from simulations import cli, engine_options, runner
+from simulations import cli, runner
 from simulations.comparison.folder import ComparisonFolder
 from simulations.comparison.sweep import load_sweep, plan_runs
 from simulations.display.console import ConsoleReporter
@@ -39,7 +40,7 @@ class Runs:
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine_options.signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     fake = Runs()
     monkeypatch.setattr(runner, "run_scenario", fake)
     Path("lab.yaml").write_text("coreset: {selection: [res, full]}\n")

@@ -1,7 +1,8 @@
 """Tests of ``python -m simulations paper``: what is run, what is kept, what is shown."""
 
 import io
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ Progress = Callable[[float], None]
 
 class FakeTeacher:
     content_hash = "0" * 64
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """The command's handlers end with the test."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
@@ -208,6 +217,27 @@ def test_command_writes_tables(
     assert cli.main(["paper", "--table", grid, "--seeds", "0,1"]) == 0
     for shown in ((folder / "small.md").read_text(), capsys.readouterr().out):
         assert "Not run yet" not in shown
+
+
+def test_told_to_end_it_writes_the_table_of_what_is_finished(
+    tmp_path: Path, trained: list[tuple[str, float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the second of four cells: the first is in the table, and the code is 128 + 15."""
+    finish = run.run_cell
+
+    def run_cell(config: Config, workbench: Workbench, on_progress: Progress) -> CellResult:
+        if trained:
+            signal.raise_signal(signal.SIGTERM)
+        return finish(config, workbench, on_progress)
+
+    monkeypatch.setattr(run, "run_cell", run_cell)
+    out = tmp_path / "out"
+    grid = str(write_grid(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["paper", "--table", grid, "--seeds", "0", "--out", str(out)])
+    assert stop.value.code == 143
+    assert "Not run yet: 3 of 4 cells." in (out / "small.md").read_text()
+    assert len(list((out / "cells").iterdir())) == 1  # no lock is left
 
 
 def test_recorded_command_can_be_pasted() -> None:
