@@ -71,7 +71,9 @@ def _compare(options: argparse.Namespace) -> int:
     # Imported late: `--help` and the other commands need none of it.
     from rich.console import Console
 
+    from common.extras import import_extra
     from simulations.comparison.folder import ComparisonFolder
+    from simulations.comparison.plots import NEEDED_FOR
     from simulations.comparison.run import read_finished, run_missing
     from simulations.comparison.sweep import load_sweep, plan_runs
     from simulations.display.terminal import print_line
@@ -79,6 +81,8 @@ def _compare(options: argparse.Namespace) -> int:
 
     sweeps = [load_sweep(name, options.settings, options.seeds) for name in options.scenarios]
     runs = plan_runs(sweeps)
+    # Noticed now rather than after hours of runs.
+    import_extra("matplotlib.figure", needed_for=NEEDED_FOR)
     folder = ComparisonFolder(options.out, sweeps)
     console = Console()
     words = ["compare", *options.scenarios]

@@ -47,10 +47,12 @@ def _paper(options: argparse.Namespace) -> int:
     # Imported late: `--help` and the other commands need none of it.
     from rich.console import Console
 
+    from common.extras import import_extra
     from simulations.engines.terminated import end_cleanly_when_told
     from simulations.paper.folder import ResultFolder, cell_key
     from simulations.paper.grid import select_cells
     from simulations.paper.grid_file import load_grid
+    from simulations.paper.plot import NEEDED_FOR
     from simulations.paper.run import command_line, default_folder, run_cells, write_tables
     from simulations.results.files import GOES_ON
     from simulations.torch_device import torch_device
@@ -59,6 +61,8 @@ def _paper(options: argparse.Namespace) -> int:
     all_cells = grid.cells(options.seeds)
     chosen = select_cells(grid, all_cells, options.only)
     device = torch_device(options.device)
+    # Noticed now rather than after hours of cells.
+    import_extra("matplotlib.figure", needed_for=NEEDED_FOR)
     folder = ResultFolder(Path(options.out) if options.out else default_folder(grid), grid)
     console = Console()
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,15 @@ def test_other_folders_are_left_alone(
     assert capsys.readouterr().err.startswith("error: out")
     assert {path.name: path.read_text() for path in Path("out").iterdir()} == content
     assert runs.names == []
+
+
+def test_a_missing_matplotlib_is_noticed_before_anything_is_run(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert compare() == 2
+    assert "the pictures of a report needs the package" in capsys.readouterr().err
+    assert (runs.names, Path("out").exists()) == ([], False)
 
 
 def test_files_that_no_run_wrote_are_never_removed(

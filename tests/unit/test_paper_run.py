@@ -2,6 +2,7 @@
 
 import io
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -238,6 +239,19 @@ def test_told_to_end_it_writes_the_table_of_what_is_finished(
     assert stop.value.code == 143
     assert "Not run yet: 3 of 4 cells." in (out / "small.md").read_text()
     assert len(list((out / "cells").iterdir())) == 1  # no lock is left
+
+
+def test_a_missing_matplotlib_is_noticed_before_anything_is_run(
+    tmp_path: Path,
+    trained: list[tuple[str, float, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    out = tmp_path / "out"
+    assert cli.main(["paper", "--table", str(write_grid(tmp_path)), "--out", str(out)]) == 2
+    assert "the picture of the table needs the package 'matplotlib'" in capsys.readouterr().err
+    assert (trained, out.exists()) == ([], False)
 
 
 def test_recorded_command_can_be_pasted() -> None:
