@@ -36,7 +36,11 @@ def decode_image(source: Path | BinaryIO, place: str, image_size: int | None = N
             if image_size is not None:
                 # libjpeg scales by powers of two while decoding: keep twice the target's side.
                 image.draft(None, (2 * image_size, 2 * image_size))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            # 16 bits a pixel, which Pillow cuts off at 255 instead of scaling them.
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        upright = upright.convert("RGB")
         if image_size is not None:
             side = (image_size, image_size)
             upright = ImageOps.fit(upright, side, method=Image.Resampling.BILINEAR)

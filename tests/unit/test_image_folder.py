@@ -33,6 +33,14 @@ class TestDecodeImage:
             assert pixels.shape == (2, 3, 3)
             assert (pixels == (255 if mode == "1" else 90)).all()
 
+    def test_sixteen_bits_keep_their_shades(self) -> None:
+        """The upper byte of each pixel: 0x0000, 0x01ff, 0x8000, 0xffff are 0, 1, 128, 255."""
+        pixels = np.array([[0x0000, 0x01FF], [0x8000, 0xFFFF]], dtype=np.uint16)
+        grey = decode_image(BytesIO(png(pixels)), "here")
+        assert grey.shape == (2, 2, 3)
+        assert grey[..., 0].tolist() == [[0, 1], [128, 255]]
+        assert (grey == grey[..., :1]).all()
+
     def test_turned_upright(self) -> None:
         """EXIF orientation 6: the camera was turned, rows are columns from right to left."""
         image = Image.new("RGB", (2, 1), (0, 0, 0))
