@@ -29,8 +29,8 @@ class FleetLedger:
         """Partition ids of the devices that are not there."""
         self._figures: dict[int, dict[str, Any]] = {}
         """Partition id -> figures of a device that was asked, until its line is written."""
-        self._told: list[tuple[str, dict[str, Any]]] = []
-        """Task and figures of the device lines since the last round line."""
+        self._told: list[tuple[int, str, dict[str, Any]]] = []
+        """Partition id, task and figures of the device lines since the last round line."""
         self._round_start = 0.0
         self._participation: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._evaluated: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -57,8 +57,9 @@ class FleetLedger:
         partition_id = line["partition_id"]
         class_name = self.emulation.profile(partition_id).class_name
         if line["task"] != "evaluate":
-            self._told.append((line["task"], self._figures.pop(partition_id)))
-            return self._told[-1][1]
+            figures = self._figures.pop(partition_id)
+            self._told.append((partition_id, line["task"], figures))
+            return figures
         if self._evaluated_round != (line["stage"], line["round"]):
             self._evaluated_round = (line["stage"], line["round"])
             self._evaluated.clear()
@@ -68,17 +69,19 @@ class FleetLedger:
 
     def of_round(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Of a round and the waiting for devices before it; forgets the devices' figures."""
-        figures, self._told = self._told, []
+        told, self._told = self._told, []
+        took_part = {partition_id for partition_id, _, _ in told}
         now = self.clock.now()
         passed, self._round_start = now - self._round_start, now
         result = {
             "virtual_seconds": passed,
             "virtual_clock_seconds": now,
-            "joules": math.fsum(figure["joules"] for _, figure in figures),
+            "joules": math.fsum(figures["joules"] for _, _, figures in told),
             "fates": dict(
-                sorted(Counter(f["fate"] for task, f in figures if task == "train").items())
+                sorted(Counter(f["fate"] for _, task, f in told if task == "train").items())
             ),
-            "away": self.away,
+            # Not those that have left since.
+            "away": [device for device in self.away if device not in took_part],
         }
         if self._evaluated_round == (line["stage"], line["round"]):
             result[CLASS_ACCURACY] = self._class_accuracy()

@@ -398,6 +398,20 @@ class TestPresence:
         grid.clock.sleep(12.0)
         assert grid.get_node_ids() == [FIRST_NODE_ID]
 
+    def test_who_took_part_is_not_away_in_that_round(self) -> None:
+        """Device 1 is there for the first 10 of 20 s, and gone when device 0 is asked once more."""
+        in_periods = Availability(schedule=((10.0, True), (10.0, False)), same_phase=True)
+        grid, _ = make_grid(profile(0.1), profile(0.4, availability=in_periods))
+        grid.send_and_receive(train_messages(2))
+        for partition_id in (0, 1):
+            grid.annotate(device_line(partition_id))
+        grid.clock.sleep(12.0 - grid.clock.now())
+        grid.send_and_receive(train_messages(1))
+        grid.annotate(device_line(0))
+        line = {"kind": "round", "stage": "quantized", "round": 1}
+        assert grid.annotate(line)["away"] == []
+        assert grid.annotate({**line, "round": 2})["away"] == [1]
+
     def test_devices_that_cannot_train_at_these_bits_are_no_nodes(self) -> None:
         grid, _ = make_grid(profile(0.1), profile(0.4, weight_bits=(8,)))
         assert grid.get_node_ids() == [FIRST_NODE_ID]
