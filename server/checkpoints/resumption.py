@@ -36,7 +36,7 @@ MODEL_FILES = (
     *(f"{n}-{bits}bit.fqrc" for n in ("best", "last") for bits in QUANTIZED_BITS),
 )
 VERSION = 1
-FREE_SETTINGS = ("run.out", "run.resume", "run.tensorboard")
+FREE_SETTINGS = ("run.out", "run.resume", "run.tensorboard", "data.root")
 """Settings that may differ between a run and its continuation."""
 
 _STATE, _STRATEGY, _PROGRESS = "state/", "strategy/", "progress/"

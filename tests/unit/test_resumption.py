@@ -57,6 +57,11 @@ def test_a_run_with_other_settings_does_not_go_on(tmp_path: Path) -> None:
         can_go_on(tmp_path, Config.from_flat({"run.seed": 1}))
 
 
+def test_a_run_goes_on_where_its_images_were_moved(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "float", with_device=False)
+    assert can_go_on(tmp_path, Config.from_flat({"data.root": "elsewhere"}))
+
+
 def test_a_run_from_before_a_setting_has_its_default(tmp_path: Path) -> None:
     key = "training.batch-norm-images"
     write_checkpoint(tmp_path, "float", with_device=False, without=key)
