@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.node import MAX_PARTITION_ID
+from client.node import MAX_PARTITION_ID, NodeSettings
 from common.bit_widths import parse_bits
 from common.config import BIT_CHOICES
 from common.errors import UserError
@@ -53,6 +53,13 @@ def check_launch(launch: Launch) -> None:
     """
     parse_address(launch.superlink)
     parse_bits("--bits", launch.weight_bits, BIT_CHOICES)
+    NodeSettings(  # what the device would else refuse with every message
+        partition_id=launch.partition_id or 0,
+        threads=launch.threads,
+        max_memory=launch.max_memory_bytes,
+        max_temperature=launch.max_temperature,
+        min_battery=launch.min_battery,
+    )
     if launch.data is None and launch.partition_id is None:
         raise UserError("expected --data DIR, or --partition-id N for an emulated device")
     if launch.data is not None:

@@ -242,6 +242,22 @@ def test_bits_that_are_none_are_refused(keys: KeyFolder, tmp_path: Path) -> None
         check_launch(launch(keys, tmp_path, weight_bits="5,1"))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_temperature": 500.0}, "max-temperature = 500.0: expected 0 to 150"),
+        ({"min_battery": 101.0}, "min-battery = 101.0: expected 0 to 100"),
+        ({"threads": 257}, "threads = 257: expected 1 to 256"),
+        ({"partition_id": -1}, "partition-id = -1: expected 0 to"),
+    ],
+)
+def test_what_the_device_would_refuse_is_refused_before_it_starts(
+    values: dict[str, float], message: str, keys: KeyFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_launch(launch(keys, tmp_path, **values))
+
+
 def test_a_missing_folder_is_one_sentence(
     keys: KeyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
