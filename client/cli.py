@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
-    except UserError as error:
+    # Python 3.11 raises where a path lies in a folder that may not be looked into.
+    except (UserError, PermissionError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:

@@ -161,11 +161,11 @@ def _data(folder: Path) -> Iterator[Finding]:
     from common.data.image_decoding import decode_image
     from common.data.image_folder import list_images
 
-    root = folder / "train" if (folder / "train").is_dir() else folder
     remedy = "one folder for each class, named as the run's classes, with images in it"
     try:
+        root = folder / "train" if (folder / "train").is_dir() else folder
         listing = list_images(root)
-    except UserError as error:
+    except (UserError, OSError) as error:
         yield Finding(name="Images", passed=False, detail=str(error), remedy=remedy)
         return
     counts = [int((listing.labels == index).sum()) for index in range(len(listing.class_names))]
@@ -194,11 +194,11 @@ def _key(key: Path) -> Finding:
     def failed(detail: str, remedy: str) -> Finding:
         return Finding(name="Key", passed=False, detail=detail, remedy=remedy)
 
-    if not key.is_file():
-        return failed(f"{key} is not there", "python -m server keys add NAME on the server")
-    if key.stat().st_mode & 0o077:
-        return failed(f"{key} is readable by others", f"chmod 600 {key}")
     try:
+        if not key.is_file():
+            return failed(f"{key} is not there", "python -m server keys add NAME on the server")
+        if key.stat().st_mode & 0o077:
+            return failed(f"{key} is readable by others", f"chmod 600 {key}")
         text = key.read_bytes()
     except OSError as error:
         return failed(f"{key}: {error.strerror}", f"chown it: sudo chown $USER {key}")

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
-    except UserError as error:
+    # Python 3.11 raises where a path lies in a folder that may not be looked into.
+    except (UserError, PermissionError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:  # a run that is followed goes on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import platform
 import socket
@@ -41,6 +42,7 @@ from client.memory import (
 from client.node import NodeSettings
 from client.workload import forward_flops
 from common.errors import UserError
+from server.cli import main as server_main
 from server.deployment.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
 from tests.unit.image_files import write_tree
@@ -108,6 +110,39 @@ def test_what_is_wrong_is_named_with_what_to_do(keys: KeyFolder, tmp_path: Path)
     assert found["Unreadable images"].detail == "1: ant/broken.png"
     assert found["Key"].remedy == f"chmod 600 {key}"
     assert all(finding.remedy for finding in found.values() if not finding.passed)
+
+
+@pytest.fixture
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of another user, also where the tests run as root: whatever is in it is denied."""
+    folder = tmp_path / "locked"
+    stat = Path.stat
+
+    def denied(path: Path, **options: bool) -> os.stat_result:
+        if folder in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    return folder
+
+
+def test_what_may_not_be_looked_at_is_a_finding(locked: Path) -> None:
+    found = findings(data=locked / "images", key=locked / "pi.key")
+    for name in ("Images", "Key"):
+        assert not found[name].passed
+        assert "Permission denied" in found[name].detail
+
+
+def test_what_may_not_be_looked_at_is_one_sentence(
+    locked: Path, keys: KeyFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "--superlink", "a:1", "--partition-id", "0"]
+    arguments += ["--key", str(locked / "pi.key"), "--ca", str(keys.root / "ca.crt")]
+    assert main(arguments) == 2
+    assert server_main(["run", "--ca", str(locked / "ca.crt")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("Permission denied") == errors.count("\n") == 2
 
 
 def test_a_server_of_another_ca_is_not_trusted(superlink: str, tmp_path: Path) -> None:
