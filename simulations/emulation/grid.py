@@ -22,6 +22,7 @@ from common.errors import UserError
 from common.messages import REQUEST, Stage
 from server.exchange.grid_view import GridView
 from server.records.summary import UNFINISHED_DEVICES
+from server.strategies.flower import required_replies
 from simulations.emulation.clock import VirtualClock
 from simulations.emulation.costs import FleetCosts, message_sizes
 from simulations.emulation.drops import Dropped
@@ -64,6 +65,7 @@ class FleetGrid(GridView):
         self.unable = unable
         self.costs = FleetCosts(emulation, config, workload, num_classes)
         self.ledger = FleetLedger(emulation, clock)
+        self._num_required = required_replies(config)
         self._dropped = Dropped(config)
         self._tasks = FleetTasks(grid, self.costs, self.ledger, clock, self._dropped)
 
@@ -123,7 +125,10 @@ class FleetGrid(GridView):
                 attempts[node_id], cost=self.costs.of_reply(stage, least, sizes[node_id], reply)
             )
 
-        num_wanted = math.ceil(len(messages) / self.config.fleet.over_selection)
+        # Enough for a round in any case: what is spared are those beyond.
+        num_wanted = max(
+            self._num_required, math.ceil(len(messages) / self.config.fleet.over_selection)
+        )
         settled, round_seconds = settle_attempts(
             list(attempts.values()), num_wanted=num_wanted, deadline=deadline
         )

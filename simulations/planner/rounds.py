@@ -183,7 +183,7 @@ class FleetPlan:
             )
             costs.append(cost)
             seconds[at] = heard
-        num_wanted = math.ceil(len(asked) / fleet.over_selection)
+        num_wanted = max(self._required, math.ceil(len(asked) / fleet.over_selection))
         fates, round_seconds = settle(
             seconds, fails, num_wanted=num_wanted, deadline=fleet.deadline
         )

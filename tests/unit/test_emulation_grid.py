@@ -236,6 +236,13 @@ class TestDropping:
             by_hand(0.2, train_messages(1)[0], replies[2]), abs=1e-9
         )
 
+    def test_over_selection_spares_none_that_a_round_needs(self) -> None:
+        """3 / 1.5 = 2 would do, but a round of two is none where three replies make one."""
+        settings = {"fleet.over-selection": 1.5, "federation.min-devices": 3}
+        grid, _ = make_grid(profile(0.1), profile(0.4), profile(0.2), **settings)
+        replies = grid.send_and_receive(train_messages(3))
+        assert [reply.has_content() for reply in replies] == [True, True, True]
+
     def test_a_deadline_nobody_can_meet(self) -> None:
         grid, nodes = make_grid(profile(0.001), profile(0.002), **{"fleet.deadline": 1.0})
         with pytest.raises(UserError, match=r"the fastest, device 1 \(0.002 GFLOP/s\), needs"):

@@ -285,6 +285,16 @@ def as_tuple(planned: PlannedRound) -> tuple[float, float, dict[Fate, int]]:
     return planned.virtual_seconds, planned.joules, counts
 
 
+def test_over_selection_spares_none_that_a_round_needs() -> None:
+    """3 / 1.5 = 2 would do, but a round of two is none where three replies make one."""
+    settings: dict[str, Any] = {"fleet__over_selection": 1.5, "federation__num_rounds": 1}
+    for min_devices, num_used in ((1, 2), (3, 3)):
+        classes = [FleetClass(profile=profile, count=1) for profile in (SLOW, FAST, FAST)]
+        plan, _ = make_plan(*classes, federation__min_devices=min_devices, **settings)
+        (planned,) = plan.run()
+        assert (planned.num_trained, planned.is_skipped) == (num_used, False)
+
+
 @pytest.mark.parametrize(("deadline", "over_selection"), [(0.0, 1.0), (7.0, 1.0), (8.0, 1.5)])
 def test_a_plan_is_the_emulation_without_training(deadline: float, over_selection: float) -> None:
     """Devices that come and go, break off, are delayed and run out of battery: the same figures."""
