@@ -139,6 +139,8 @@ def _federate(
         check_run_folder(run_folder)
     started -= checkpoints.earlier.get("wall_seconds", 0.0)
     check_mixed_bits(config)
+    if harness is None:
+        _refuse_emulation(config)
     min_devices = required_replies(config)
     tensorboard = TensorBoardLog(run_folder) if config.run.tensorboard else None
     accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
@@ -192,6 +194,21 @@ def _federate(
             _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")
     reporter.finish(summary)
     return summary
+
+
+def _refuse_emulation(config: Config) -> None:
+    """Refuse what only a harness does, where there is none."""
+    fleet = config.fleet
+    if fleet.name:
+        raise UserError(
+            f"fleet.name = {fleet.name!r}: expected none (hardware is emulated by python -m "
+            f"simulations run, on its local engine)"
+        )
+    if fleet.over_selection > 1:
+        raise UserError(
+            f"fleet.over-selection = {fleet.over_selection:g}: expected 1 without fleet.name "
+            f"(nothing would spare the devices that come last)"
+        )
 
 
 def _run_stages(
