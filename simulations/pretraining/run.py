@@ -6,6 +6,7 @@ from there: random numbers derive from seed and epoch, so that the result is the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,10 @@ def check_out(out: Path) -> None:
         raise UserError(f"{out}: expected a name that ends in .safetensors")
     if out.exists():
         raise UserError(f"{out} is there already: expected the name of a new file")
+    # Its folder is made when the first epoch is over, which is late to hear that it can't be.
+    existing = next(folder for folder in out.absolute().parents if os.path.exists(folder))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{out} can't be written: {existing} is no folder that can be written to")
 
 
 def _metadata(config: Config, dataset: Dataset, accuracy: float) -> dict[str, str]:

@@ -117,6 +117,7 @@ def test_a_full_disk_keeps_the_epochs_before(
     [
         (["--out", "teacher.pt"], "expected a name that ends in .safetensors"),
         (["--out", "old.safetensors"], "old.safetensors is there already"),
+        (["--out", "old.safetensors/new.safetensors"], "is no folder that can be written to"),
         (["--out", "new.safetensors", "--set", "coreset.fraction=1"], "no effect on a float train"),
         (["--out", "new.safetensors", "--set", "training.batch-size=0"], "expected int, >= 1"),
     ],
