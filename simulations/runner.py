@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoints import resolve_teacher
-from common.config import ASYNCHRONOUS
+from common.config import ASYNCHRONOUS, Config
 from common.errors import UserError
 from common.settings import Scalar
 from server.checkpoints.device_states import device_folder
@@ -98,9 +98,20 @@ def _run_locally(
             return emulated.run(grid, reporter, run_folder)
         from server.app import run_federation
 
+        _check_split(config)
         return run_federation(
             grid, config, reporter, run_folder, device_states=device_folder(run_folder)
         )
+
+
+def _check_split(config: Config) -> None:
+    """Make the split once: what is wrong with it every device would find out, one by one."""
+    from common.data.datasets import load_dataset
+    from common.data.partition import configured_split
+
+    data = config.data
+    images = load_dataset(data.dataset, data.root or None, data.image_size or None).train
+    configured_split(images.labels, data, config.run.seed)
 
 
 def _run_on_ray(

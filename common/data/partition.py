@@ -20,6 +20,7 @@ from common.config import DataConfig
 from common.data.stratify import stratified_mask
 from common.errors import UserError
 from common.extras import import_extra
+from common.settings import kebab
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -28,11 +29,11 @@ SCHEMES = ("iid", "dirichlet", "pathological", "shard", "quantity")
 PATHOLOGICAL_TRIES = 3
 
 _HINTS = {
-    "iid": "lower num_devices or min_samples",
-    "dirichlet": "raise alpha, or lower num_devices or min_samples",
-    "pathological": "change classes_per_device, or lower num_devices or min_samples",
-    "shard": "lower num_devices, shards_per_device or min_samples",
-    "quantity": "lower num_devices or min_samples",
+    "iid": "lower data.num-devices or data.min-samples",
+    "dirichlet": "raise data.alpha, or lower data.num-devices or data.min-samples",
+    "pathological": "change data.classes-per-device, or lower data.num-devices or data.min-samples",
+    "shard": "lower data.num-devices, data.shards-per-device or data.min-samples",
+    "quantity": "lower data.num-devices or data.min-samples",
 }
 
 _logger = logging.getLogger(__name__)
@@ -119,8 +120,8 @@ def partition_labels(
             return [torch.from_numpy(np.sort(order[part])) for part in positions]
         reason = f" (the smallest device has {smallest})"
     raise UserError(
-        f"partition {scheme!r} cannot give each of {num_devices} devices {min_samples} of the "
-        f"{num_samples} samples{reason}: {_HINTS[scheme]}"
+        f"data.partition = {scheme!r} cannot give each of {num_devices} devices {min_samples} of "
+        f"the {num_samples} samples{reason}: {_HINTS[scheme]}"
     )
 
 
@@ -173,25 +174,26 @@ def split_holdout(
 
 def _check(scheme: str, num_samples: int, num_classes: int, **settings: Any) -> None:
     if scheme not in SCHEMES:
-        raise UserError(f"partition = {scheme!r} is unknown, allowed: {', '.join(SCHEMES)}")
+        raise UserError(f"data.partition = {scheme!r} is unknown, allowed: {', '.join(SCHEMES)}")
     for key in ("num_devices", "classes_per_device", "shards_per_device", "min_samples"):
         if settings[key] < 1:
-            raise UserError(f"{key} = {settings[key]} is not allowed: at least 1")
+            raise UserError(f"data.{kebab(key)} = {settings[key]} is not allowed: at least 1")
     alpha = settings["alpha"]
     if not (math.isfinite(alpha) and alpha > 0):
-        raise UserError(f"alpha = {alpha} is not allowed: above 0 and finite")
+        raise UserError(f"data.alpha = {alpha} is not allowed: above 0 and finite")
     if scheme == "pathological" and settings["classes_per_device"] > num_classes:
         raise UserError(
-            f"classes_per_device = {settings['classes_per_device']} is not allowed: at most the "
-            f"{num_classes} classes that there are"
+            f"data.classes-per-device = {settings['classes_per_device']} is not allowed: at most "
+            f"the {num_classes} classes that there are"
         )
     num_devices, min_samples = settings["num_devices"], settings["min_samples"]
     if scheme == "pathological":
         min_samples = max(min_samples, settings["classes_per_device"])
     if num_devices * min_samples > num_samples:
         raise UserError(
-            f"num_devices = {num_devices} with {min_samples} samples each (min_samples, or one of "
-            f"each class) needs {num_devices * min_samples} samples, there are {num_samples}"
+            f"data.num-devices = {num_devices} with {min_samples} samples each (data.min-samples, "
+            f"or one of each class) needs {num_devices * min_samples} samples, there are "
+            f"{num_samples}"
         )
 
 

@@ -56,6 +56,19 @@ def test_a_folder_in_use_is_refused_before_anything_starts(
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["summary.json"]
 
 
+def test_a_split_that_cannot_be_made_is_told_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By the command, not by each of the devices when it is asked who it is. The 1,438 training
+    images are enough for 143 devices with 10 each."""
+    settings = ["data.num-devices=144", "data.partition=iid"]
+    assert cli.main(["run", "digits", "--workers", "0", "--out", "new", "--set", *settings]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: data.num-devices = 144 with 10 samples each")
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    assert not list(tmp_path.rglob("*.json*"))
+
+
 @pytest.mark.parametrize(
     ("engine", "teacher", "reason"),
     [

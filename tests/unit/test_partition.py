@@ -169,19 +169,19 @@ def test_quantity_always_covers_all_with_the_minimum(
     ("changed", "message"),
     [
         ({"scheme": "fair"}, r"partition = 'fair'.*iid, dirichlet, pathological, shard, quantity"),
-        ({"alpha": 0.0}, r"alpha = 0\.0.*above 0"),
-        ({"alpha": -1.0}, r"alpha = -1\.0.*above 0"),
-        ({"alpha": math.inf}, r"alpha = inf.*finite"),
-        ({"alpha": math.nan}, r"alpha = nan.*finite"),
-        ({"num_devices": 0}, r"num_devices = 0.*at least 1"),
-        ({"min_samples": 0}, r"min_samples = 0.*at least 1"),
-        ({"shards_per_device": 0}, r"shards_per_device = 0.*at least 1"),
-        ({"classes_per_device": 0}, r"classes_per_device = 0.*at least 1"),
-        ({"num_devices": 101, "min_samples": 1}, r"num_devices = 101.*there are 100"),
-        ({"num_devices": 11}, r"num_devices = 11.*needs 110 samples, there are 100"),
+        ({"alpha": 0.0}, r"data\.alpha = 0\.0.*above 0"),
+        ({"alpha": -1.0}, r"data\.alpha = -1\.0.*above 0"),
+        ({"alpha": math.inf}, r"data\.alpha = inf.*finite"),
+        ({"alpha": math.nan}, r"data\.alpha = nan.*finite"),
+        ({"num_devices": 0}, r"data\.num-devices = 0.*at least 1"),
+        ({"min_samples": 0}, r"data\.min-samples = 0.*at least 1"),
+        ({"shards_per_device": 0}, r"data\.shards-per-device = 0.*at least 1"),
+        ({"classes_per_device": 0}, r"data\.classes-per-device = 0.*at least 1"),
+        ({"num_devices": 101, "min_samples": 1}, r"data\.num-devices = 101.*there are 100"),
+        ({"num_devices": 11}, r"data\.num-devices = 11.*needs 110 samples, there are 100"),
         (
             {"scheme": "pathological", "classes_per_device": 6},
-            r"classes_per_device = 6.*at most the 5 classes",
+            r"data\.classes-per-device = 6.*at most the 5 classes",
         ),
         (
             {
@@ -190,11 +190,11 @@ def test_quantity_always_covers_all_with_the_minimum(
                 "classes_per_device": 5,
                 "min_samples": 1,
             },
-            r"num_devices = 25 with 5 samples each.*needs 125 samples, there are 100",
+            r"data\.num-devices = 25 with 5 samples each.*needs 125 samples, there are 100",
         ),
         (
             {"alpha": 1e-4, "num_devices": 10},
-            r"'dirichlet' cannot give each of 10 devices 10 of the 100 samples.*raise alpha",
+            r"'dirichlet' cannot give each of 10 devices 10 of the 100 samples.*raise data\.alpha",
         ),
         (
             # classes 0 and 1 are shared by two devices, 10 samples for each
@@ -205,12 +205,13 @@ def test_quantity_always_covers_all_with_the_minimum(
                 "min_samples": 14,
             },
             r"'pathological' cannot give each of 7 devices 14.*smallest device has 10.*"
-            r"change classes_per_device",
+            r"change data\.classes-per-device",
         ),
         (
             # 100 over 18 shards: 5 in each, 10 a device
             {"scheme": "shard", "num_devices": 9, "min_samples": 11},
-            r"'shard' cannot give each of 9 devices 11.*smallest device has 10.*shards_per_device",
+            r"'shard' cannot give each of 9 devices 11.*smallest device has 10.*"
+            r"data\.shards-per-device",
         ),
     ],
 )
