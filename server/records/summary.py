@@ -36,7 +36,8 @@ class RunFacts:
     """The quantized model before training."""
     teacher_hash: str
     num_devices: int
-    """Devices that took part."""
+    """Devices that were there when the run ended; of those that come and go not all that took
+    part."""
     query_traffic: Traffic
     wall_seconds: float
 
