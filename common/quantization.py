@@ -150,11 +150,15 @@ def _gradients(
     round(u) - u and the offset's is 0; outside they are 0, Q_N or Q_P, and 1 (LSQ+, eq. 5).
 
     Summed over the values that share a step, its gradient times the step is
-    <g, output> - <dv, v> - offset <g - dv, 1>: no temporary but dv, which is wanted as well.
+    <g, output> - <dv, v> - offset <g - dv, 1>: in float32 no temporary but dv, which is wanted as
+    well.
     """
     values_gradient = _pass_inside(gradient, values, step, offset, q_n, q_p)
-    step_gradient = _inner_product(gradient, output, step)
-    step_gradient -= _inner_product(values_gradient, values, step)
+    if step.dim() == 0 and gradient.dtype == torch.float32:
+        step_gradient = _dot(gradient, output) - _dot(values_gradient, values)
+    else:  # of bfloat16 the dot is slow, and would be rounded before the difference
+        products = (gradient * output).addcmul_(values_gradient, values, value=-1.0)
+        step_gradient = _sum_to(products, step)
     offset_gradient = None
     if offset is not None:
         outside = _sum_to(gradient, step) - _sum_to(values_gradient, step)
@@ -228,18 +232,18 @@ def _pass_inside(
     return torch.ops.aten.hardtanh_backward(gradient, values, low, high)
 
 
-def _inner_product(left: Tensor, right: Tensor, parameter: Tensor) -> Tensor:
-    """Sum of left * right over the values that share an entry of ``parameter``; its shape."""
-    if parameter.dim() > 0:
-        return _sum_to(left * right, parameter)
-    if left.dtype != torch.float32:  # bfloat16's dot is slow, and rounds what is then subtracted
-        return (left * right).sum(dtype=torch.float32)
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Sum of left * right."""
     if left.dim() == 4:  # channels_last: this flattens to a view, flattening alone would copy
         left, right = left.permute(0, 2, 3, 1), right.permute(0, 2, 3, 1)
     return torch.dot(left.reshape(-1), right.reshape(-1))
 
 
-def _sum_to(gradient: Tensor, parameter: Tensor) -> Tensor:
-    if parameter.dim() == 0:
-        return gradient.sum(dtype=parameter.dtype)
-    return gradient.to(parameter.dtype).sum_to_size(parameter.shape)
+def _sum_to(values: Tensor, parameter: Tensor) -> Tensor:
+    """Sum of ``values`` over those that share an entry of ``parameter``; its shape and type."""
+    if parameter.dim() > 0:
+        return values.to(parameter.dtype).sum_to_size(parameter.shape)
+    if values.dtype != parameter.dtype:
+        # torch copies to the wider type before it sums: here only one sum of each image.
+        values = values.sum(tuple(range(1, values.dim())))
+    return values.sum(dtype=parameter.dtype)

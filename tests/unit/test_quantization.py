@@ -154,6 +154,19 @@ class TestFakeQuantize:
         assert step.grad.flatten().tolist() == ([-128.5] * 4 if step_shape else [-514.0])
         assert values.grad.eq(1).all()
 
+    def test_gradients_of_bfloat16_values_cancel_before_they_are_added_up(self) -> None:
+        """u = v = 1 + 1/128 rounds to 1: every value adds 1 - v = -1/128 to the step's gradient.
+
+        300 of them are -2.34375, which bfloat16 holds; 300 v = 302.34 it does not (next to 302 is
+        304), so that <g, output> - <g, v> from two sums would be -2. Two images: -4.6875.
+        """
+        values = torch.full((2, 300), 1 + 1 / 128, dtype=torch.bfloat16, requires_grad=True)
+        step = torch.ones((), requires_grad=True)
+        output = fake_quantize(values, step, 0, 3)
+        output.backward(torch.ones_like(output))
+        assert step.grad is not None
+        assert step.grad.item() == -4.6875
+
     def test_offset_gradient(self) -> None:
         """The values of test_step_gradient moved by an offset of 0.1: the same u.
 
