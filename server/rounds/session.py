@@ -104,6 +104,9 @@ def _evaluate_on_devices(
     """The global model on the held-out images of a sample of its own."""
     plan = strategy.plan
     grid = session.sampled_grid("evaluation", number - 1, plan.min_replies)
+    if not grid.devices:  # asynchronous rounds end also when all have left
+        session.reporter.note(f"{plan.stage} round {number}: no device is there to evaluate on")
+        return {}
     messages = strategy.configure_evaluate(number, to_record(state), ConfigRecord(), grid)
     exchange = session.courier.exchange(messages)
     metrics = strategy.aggregate_evaluate(number, exchange.replies)

@@ -25,14 +25,16 @@ from server.rounds.session import Session
 from server.strategies.flower import averaging, make_strategy
 from server.strategies.stage_plan import StagePlan
 
+UNCHANGED = "statistics of batch normalisation stay those of the training"
+
 
 def renew_statistics(
     session: Session, plan: StagePlan, state: State, number: int
 ) -> tuple[State, dict[str, Any]]:
     """The state with the mean of what a sample of devices measured, weighted by images.
 
-    Robust strategies protect it as they do training. With too few good replies the state stays as
-    it is.
+    Robust strategies protect it as they do training. With too few good replies, or nobody there, the
+    state stays as it is.
 
     Args:
         session: the run.
@@ -59,6 +61,9 @@ def renew_statistics(
     )
     strategy = make_strategy(averaging(session.config.strategy), statistics)
     grid = session.sampled_grid(Stage.STATISTICS, 0, plan.min_replies)
+    if not grid.devices:
+        session.reporter.note(UNCHANGED)
+        return state, {}
     messages = strategy.configure_train(1, to_record(state), ConfigRecord(), grid)
     exchange = session.courier.exchange(messages)
     aggregated, _ = strategy.aggregate_train(1, exchange.replies)
@@ -69,7 +74,7 @@ def renew_statistics(
         problem = describe_refusals(judgement.refused)
         session.reporter.note(f"statistics of batch normalisation: none from {problem}")
     if aggregated is None:
-        session.reporter.note("statistics of batch normalisation stay those of the training")
+        session.reporter.note(UNCHANGED)
     else:
         state = {**state, **to_state(aggregated)}
     traffic = exchange.total()

@@ -146,12 +146,16 @@ class PackedUpdates(FedAvg):
             state = judgement.states.pop(0)
             if self.plan.lifts_codes:
                 state |= lift_codes(state, self._groups.base(bits), deployed[bits])
-            decoded.append(_float_message(to_chunks(state, names), reply, weight))
+            metrics = MetricRecord({NUM_EXAMPLES: weight})
+            # Flower takes replies with the same metrics only; of other stages' nobody needs a loss.
+            if self._is_training() and TRAIN_LOSS in reply.metrics:
+                metrics[TRAIN_LOSS] = reply.metrics[TRAIN_LOSS]
+            decoded.append(_float_message(to_chunks(state, names), metrics))
             averaged_plainly.append(
                 {name: state[name].copy() for name in self.plan.update_shapes if name not in names}
             )
         with _cheap_garbage_collection():
-            chunks, metrics = super().aggregate_train(server_round, decoded)
+            chunks, averages = super().aggregate_train(server_round, decoded)
         if chunks is None:
             return None, None
         aggregated = self.plan.entries.average(averaged_plainly, weights, device_bits)
@@ -160,7 +164,7 @@ class PackedUpdates(FedAvg):
         aggregated = keep_valid(in_order | aggregated)
         if not is_finite(aggregated):
             return None, None
-        return to_record(aggregated), metrics
+        return to_record(aggregated), averages
 
     def _num_counting(self, judgement: Judgement) -> int:
         """The replies that a round needs a number of: the good ones.
@@ -247,11 +251,8 @@ class PackedUpdates(FedAvg):
         return [name for name in names if is_learned(name)] if self.learned_only else names
 
 
-def _float_message(chunks: ArrayRecord, reply: Reply, weight: float) -> Message:
+def _float_message(chunks: ArrayRecord, metrics: MetricRecord) -> Message:
     """A good reply in the form that Flower's strategies read."""
-    metrics = MetricRecord({NUM_EXAMPLES: weight})
-    if TRAIN_LOSS in reply.metrics:
-        metrics[TRAIN_LOSS] = reply.metrics[TRAIN_LOSS]
     content = RecordDict({ARRAYS: chunks, METRICS: metrics})
     return Message(content=content, dst_node_id=0, message_type=MessageType.TRAIN)
 

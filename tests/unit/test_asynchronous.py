@@ -90,6 +90,10 @@ class Run:
         folder: Path,
         train: Train = trained,
         partition_ids: Iterable[int] = (0, 1),
+        *,
+        num_rounds: int = 3,
+        renews_statistics: bool = False,
+        device_interval: int = 0,
         **settings: Any,
     ) -> None:
         flat: dict[str, Any] = {
@@ -108,10 +112,11 @@ class Run:
         courier = Courier(self.grid, timeout_seconds=60.0, clock=clock)
         plan = StagePlan(
             stage=Stage.QUANTIZED,
-            num_rounds=3,
+            num_rounds=num_rounds,
             downlink_format="float32",
             min_replies=1,
             update_shapes={"w": (2,)},
+            renews_statistics=renews_statistics,
         )
         with Recorder(folder, config) as recorder:
             session = Session(
@@ -124,7 +129,9 @@ class Run:
                 started=0.0,
             )
             start: State = {"w": np.zeros(2, np.float32)}
-            self.state = run_asynchronous_stage(session, plan, start)
+            self.state = run_asynchronous_stage(
+                session, plan, start, device_interval=device_interval
+            )
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         self.lines = [json.loads(line) for line in lines]
 
@@ -266,6 +273,31 @@ def test_a_round_with_nobody_left_is_skipped_and_its_updates_are_kept(folder: Pa
     assert run.rounds("refused") == [{"diverged": 1}, {}, {}]
     assert run.devices("staleness") == [(0,)] * 5
     np.testing.assert_allclose(run.state["w"], 2.0)
+
+
+def test_nobody_is_asked_where_all_have_left(folder: Path) -> None:
+    """From 2 s, the end of round 1, the network is cut: the last round has no update, and nobody
+    evaluates or measures what round 1 gave, w = 1."""
+    there = [0, 1]
+
+    def train(partition_id: int, request: TrainRequest) -> Reply | Error:
+        if request.round_index == 0:
+            return trained(partition_id, request)
+        there.clear()
+        return Error(5, "Node unavailable")
+
+    def present(grid: TimedGrid) -> list[int]:
+        return [node_id_of(partition_id) for partition_id in there]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimedGrid, "get_node_ids", present)
+        run = Run(folder, train, num_rounds=2, renews_statistics=True, device_interval=2)
+    assert run.rounds("skipped") == [False, True]
+    notes = run.reporter.notes()
+    assert "quantized round 2: no device is there to evaluate on" in notes
+    assert "statistics of batch normalisation stay those of the training" in notes
+    assert not run.grid.sent_of(MessageType.EVALUATE)
+    np.testing.assert_allclose(run.state["w"], 1.0)
 
 
 def test_a_stage_without_a_step_is_an_error(folder: Path) -> None:

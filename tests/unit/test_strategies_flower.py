@@ -108,6 +108,24 @@ def run_round(
     return None if aggregated is None else to_state(aggregated)
 
 
+@pytest.mark.parametrize("stage", [Stage.CALIBRATION, Stage.STATISTICS])
+@pytest.mark.parametrize("name", ["fedavg", "krum"])
+def test_a_metric_that_nobody_asked_for_is_no_reason_to_fail(name: str, stage: Stage) -> None:
+    """Flower refuses to aggregate replies of different metrics: one device's loss, sent where none
+    trains, is left out. All hold 1, so do mean and Krum's choice."""
+    strategy = make_strategy(StrategyConfig(name=name), plan(stage=stage))
+    messages = list(strategy.configure_train(1, to_record(state(0)), ConfigRecord(), view_of(3)))
+    update = encode_float(state(1), "float32", {})
+    replies = [good_reply(0, update)]
+    replies += [good_reply(index, update, metrics={"num-examples": 10}) for index in (1, 2)]
+    aggregated, _ = strategy.aggregate_train(
+        1,
+        [Message(r.to_record(), reply_to=m) for r, m in zip(replies, messages, strict=True)],
+    )
+    assert aggregated is not None
+    np.testing.assert_array_equal(to_state(aggregated)[WEIGHT], [1, 1])
+
+
 def test_every_configured_strategy_is_there() -> None:
     assert {*STRATEGIES, ASYNCHRONOUS} == set(STRATEGY_NAMES)
 
