@@ -1,6 +1,7 @@
 """Which devices may take part: their public keys are registered with a SuperLink, or no longer.
 
-A device's record, next to its keys, holds the node id that the SuperLink gave it.
+A device's record, next to its keys, holds the node id that the SuperLink gave it, and those of keys
+that it no longer has until the SuperLink has shut them out.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from common.errors import UserError
 from server.deployment.control import ControlClient
@@ -24,9 +26,12 @@ def register_devices(folder: KeyFolder, names: Iterable[str], client: ControlCli
     for name in names:
         folder.check_device(name)
     known = client.node_ids()
-    new = [name for name in names if _node_id(folder, name) not in known]
+    new = [name for name in names if _read(folder, name).node_id not in known]
     for name in new:
-        _record(folder, name, client.register(folder.device_public_key(name), name))
+        node_id = client.register(folder.device_public_key(name), name)
+        _write(folder, name, replace(_read(folder, name), node_id=node_id))
+    for name in names:
+        _shut_out_retired(folder, name, client)
     return new
 
 
@@ -37,9 +42,10 @@ def revoke_device(folder: KeyFolder, name: str, client: ControlClient) -> None:
         UserError: for a device that is not registered, or what the SuperLink refuses.
     """
     folder.check_device(name)
-    node_id = _node_id(folder, name)
+    node_id = _read(folder, name).node_id
     if node_id is None:
         raise UserError(f"device {name!r} is not registered: there is nothing to revoke")
+    _shut_out_retired(folder, name, client)
     client.unregister(node_id)
     for path in (
         folder.device_record(name),
@@ -53,13 +59,14 @@ def rotate_device(folder: KeyFolder, name: str, client: ControlClient) -> None:
     """Give a device a new key pair: register the new one, shut out the old one.
 
     The device takes part again when its SuperNode is started with the new private key. If the
-    SuperLink refuses the new key, nothing has changed.
+    SuperLink refuses the new key, nothing has changed; if it fails to shut the old one out, that is
+    done by the next call for the device.
 
     Raises:
         UserError: for an unknown device, or what the SuperLink refuses.
     """
     folder.check_device(name)
-    old_node_id = _node_id(folder, name)
+    old = _read(folder, name)
     private, public = device_key_pair(name)
     new_key = folder.devices / f"{name}.key.new"
     new_public_key = folder.devices / f"{name}.pub.new"
@@ -75,22 +82,48 @@ def rotate_device(folder: KeyFolder, name: str, client: ControlClient) -> None:
         raise
     os.replace(new_key, folder.device_key(name))
     os.replace(new_public_key, folder.device_public_key(name))
-    _record(folder, name, node_id)
-    if old_node_id is not None and old_node_id in client.node_ids():
-        client.unregister(old_node_id)
+    retired = [*old.retired, *([old.node_id] if old.node_id else [])]
+    _write(folder, name, _Record(node_id=node_id, retired=retired))
+    _shut_out_retired(folder, name, client)
 
 
-def _node_id(folder: KeyFolder, name: str) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What the folder knows of a device at the SuperLink."""
+
+    node_id: str | None = None
+    """None: it was never registered."""
+    retired: list[str] = field(default_factory=list)
+    """Node ids of earlier keys, until they are shut out."""
+
+
+def _shut_out_retired(folder: KeyFolder, name: str, client: ControlClient) -> None:
+    record = _read(folder, name)
+    if not record.retired:
+        return
+    known = client.node_ids()
+    for node_id in record.retired:
+        if node_id in known:
+            client.unregister(node_id)
+    _write(folder, name, replace(record, retired=[]))
+
+
+def _read(folder: KeyFolder, name: str) -> _Record:
     path = folder.device_record(name)
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["node-id"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        retired = [str(node_id) for node_id in content.get("retired", [])]
+        return _Record(node_id=str(content["node-id"]), retired=retired)
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _Record()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' can't be read: expected the device's node id") from error
 
 
-def _record(folder: KeyFolder, name: str, node_id: str) -> None:
+def _write(folder: KeyFolder, name: str, record: _Record) -> None:
+    content: dict[str, object] = {"node-id": record.node_id}
+    if record.retired:
+        content["retired"] = record.retired
     path = folder.device_record(name)
     path.unlink(missing_ok=True)
-    write_secret(path, json.dumps({"node-id": node_id}).encode() + b"\n")
+    write_secret(path, json.dumps(content).encode() + b"\n")

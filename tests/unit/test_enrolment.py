@@ -18,6 +18,7 @@ class FakeSuperLink:
         self.nodes: dict[str, bytes] = {}
         self.seen: list[bytes] = []
         self.is_down = False
+        self.keeps_all = False
 
     def register(self, public_key: Path, name: str) -> str:
         content = public_key.read_bytes()
@@ -29,6 +30,8 @@ class FakeSuperLink:
         return node_id
 
     def unregister(self, node_id: str) -> None:
+        if self.keeps_all:
+            raise UserError("the SuperLink is gone")
         del self.nodes[node_id]
 
     def node_ids(self) -> set[str]:
@@ -97,6 +100,21 @@ def test_a_refused_rotation_changes_nothing(
         rotate_device(folder, "a", client)
     assert {path: path.read_bytes() for path in folder.devices.iterdir()} == before
     assert set(superlink.nodes) == {"101"}
+
+
+def test_a_key_that_was_not_shut_out_is_shut_out_by_the_next_call(
+    folder: KeyFolder, superlink: FakeSuperLink, client: ControlClient
+) -> None:
+    """The SuperLink goes away after it took the new key: 101, the old one, still counts."""
+    register_devices(folder, ["a"], client)
+    superlink.keeps_all = True
+    for _ in range(2):
+        with pytest.raises(UserError, match="gone"):
+            rotate_device(folder, "a", client)
+    assert set(superlink.nodes) == {"101", "102", "103"}
+    superlink.keeps_all = False
+    assert register_devices(folder, ["a"], client) == []
+    assert superlink.nodes == {"103": folder.device_public_key("a").read_bytes()}
 
 
 def test_revoking_removes_one_device(
