@@ -3,22 +3,31 @@
 Flower's HttpGrid (1.41) fetches all replies that are there at once. The SuperLink deletes them as
 it hands them out, and one whose records cannot be rebuilt raises in the ServerApp: it would end the
 run and take the honest replies of the same fetch along. Whom a rebuilt message names as its sender
-is what the sender wrote there: here it has to be who was asked.
+is what the sender wrote there: here it has to be who was asked. And a reply is there for Flower as
+soon as its upload begins: what is fetched is bounded in time and in size.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.superlink.grid import http_grid
 from google.protobuf.message import DecodeError
 
+from common.messages import message_bytes
 from server.exchange.grid_view import GridView
 
 POLL_SECONDS = 3.0
@@ -27,6 +36,13 @@ POLL_SECONDS = 3.0
 TTL_MARGIN_SECONDS = 10.0
 """How much longer a message lives than its reply is waited for: Flower lets clocks of devices be
 5 s ahead of the SuperLink's."""
+
+LARGEST_SMALL_REPLY = 2**24
+"""Bytes that any reply may have."""
+
+MAX_GROWTH = 8
+"""Bytes of a reply for each byte of its request beyond that: a model goes down in 8 bits a value at
+least, and comes back in 32 at most."""
 
 UNREADABLE = (
     DecodeError,
@@ -56,18 +72,26 @@ class GuardedGrid(GridView):
 
     def __init__(self, grid: Grid, *, timeout_seconds: float) -> None:
         super().__init__(grid)
-        self._ttl_seconds = timeout_seconds + TTL_MARGIN_SECONDS
-        self._due: dict[str, Message] = {}
-        """Message id -> what was sent and is not answered, without its content."""
+        self._timeout_seconds = timeout_seconds
+        self._due: dict[str, _Due] = {}
+        """By message id."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._push(messages, self._timeout_seconds)
+
+    def _push(self, messages: Iterable[Message], timeout: float) -> list[str]:
+        """Send messages whose replies are waited for ``timeout`` seconds."""
         messages = list(messages)
         for message in messages:
-            message.metadata.ttl = self._ttl_seconds
+            message.metadata.ttl = self._timeout_seconds + TTL_MARGIN_SECONDS
         message_ids = list(self.grid.push_messages(messages))
         for message_id, message in zip(message_ids, messages, strict=False):
             if message_id:  # empty where the SuperLink did not take the message
-                self._due[message_id] = _without_content(message)
+                self._due[message_id] = _Due(
+                    message=_without_content(message),
+                    until=time.monotonic() + timeout,
+                    most_bytes=LARGEST_SMALL_REPLY + MAX_GROWTH * message_bytes(message),
+                )
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -76,24 +100,30 @@ class GuardedGrid(GridView):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        due = [message_id for message_id in self.push_messages(messages) if message_id]
-        deadline = None if timeout is None else time.monotonic() + timeout
+        seconds = math.inf if timeout is None else timeout
+        due = [message_id for message_id in self._push(messages, seconds) if message_id]
+        deadline = time.monotonic() + seconds
         replies: list[Message] = []
         while True:
             replies += self.pull_messages(due)
             due = [message_id for message_id in due if message_id in self._due]
-            remaining = math.inf if deadline is None else deadline - time.monotonic()
+            remaining = deadline - time.monotonic()
             if not due or remaining <= 0:
                 return replies
             time.sleep(min(POLL_SECONDS, remaining))
 
     def _pull(self, message_id: str) -> list[Message]:
         """The reply to one message, if it is there."""
-        message = self._due.get(message_id)
-        if message is None:
+        due = self._due.get(message_id)
+        if due is None:
             return []
+        message = due.message
         try:
-            received = list(self.grid.pull_messages([message_id]))
+            with _bounded_pulls(due.until, due.most_bytes):
+                received = list(self.grid.pull_messages([message_id]))
+        except _IncompleteError as error:
+            del self._due[message_id]
+            return [_failure(message, str(error))]
         except UNREADABLE as error:
             del self._due[message_id]
             return [_failure(message, f"can't be read: {type(error).__name__}: {error}")]
@@ -105,6 +135,65 @@ class GuardedGrid(GridView):
             else _failure(message, "poses as another device's")
             for reply in received
         ]
+
+
+class _IncompleteError(Exception):
+    """A reply that can't be fetched as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Due:
+    """What was sent and is not answered."""
+
+    message: Message
+    """Without its content."""
+    until: float
+    """When the reply has to be here, by time.monotonic()."""
+    most_bytes: int
+    """Of the reply."""
+
+
+@contextmanager
+def _bounded_pulls(until: float, most_bytes: int) -> Iterator[None]:
+    """Within, Flower gives a message up that is not all here in time, or too large.
+
+    By itself it waits for as long as its sender goes on uploading, for hours, and nobody else's
+    reply is fetched meanwhile.
+
+    Raises:
+        _IncompleteError: instead of giving such a message out.
+    """
+    pull = partial(_pull_objects, until, most_bytes)
+    http_grid.pull_objects = pull  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        http_grid.pull_objects = inflatable_utils.pull_objects
+
+
+def _pull_objects(
+    until: float,
+    most_bytes: int,
+    object_ids: list[str],
+    pull_object_fn: Callable[[str], bytes],
+) -> dict[str, bytes]:
+    """Flower's, with bounds; pulls in several threads."""
+    num_bytes, lock = 0, threading.Lock()
+
+    def pull(object_id: str) -> bytes:
+        nonlocal num_bytes
+        content = pull_object_fn(object_id)
+        with lock:
+            num_bytes += len(content)
+            if num_bytes > most_bytes:
+                raise _IncompleteError(f"has more than {most_bytes} bytes")
+        return content
+
+    remaining = max(0.0, until - time.monotonic())
+    try:
+        return inflatable_utils.pull_objects(object_ids, pull, max_time=remaining)
+    except ObjectPullError as error:
+        raise _IncompleteError("was announced, but not all of it came in time") from error
 
 
 def _without_content(message: Message) -> Message:

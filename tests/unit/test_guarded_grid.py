@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -34,6 +35,8 @@ class FakeSuperLink:
         self.replies: dict[str, Any] = {}
         self.objects: dict[str, bytes] = {}
         self.fault: Exception | None = None
+        self.unfinished: set[bytes] = set()
+        """Contents of objects whose upload has begun."""
 
     def PushMessages(self, request: Any) -> PushAppMessagesResponse:  # noqa: N802
         ids = []
@@ -73,6 +76,8 @@ class FakeSuperLink:
 
     def PullObject(self, request: Any) -> PullObjectResponse:  # noqa: N802
         data = self.objects[request.object_id]
+        if data in self.unfinished:
+            return PullObjectResponse(object_found=True, object_available=False)
         return PullObjectResponse(object_found=True, object_available=True, object_content=data)
 
     def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802
@@ -136,18 +141,38 @@ def test_who_does_not_answer_is_waited_for_until_the_timeout_and_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Looks after 0, 3 and 6 s, and at the end: the last one does not wait for a whole poll."""
-    time = FakeTime()
-    monkeypatch.setattr(guarded_grid, "time", time)
+    clock = FakeTime()
+    monkeypatch.setattr(guarded_grid, "time", clock)
     looks = []
     superlink = FakeSuperLink()
 
     def pull(request: Any) -> PullAppMessagesResponse:
-        looks.append(time.now - 100.0)
+        looks.append(clock.now - 100.0)
         return PullAppMessagesResponse()
 
     superlink.PullMessages = pull  # type: ignore[method-assign]
     assert list(guarded(superlink).send_and_receive(requests(11), timeout=7.5)) == []
     assert looks == [0.0, 3.0, 6.0, 7.5]
+
+
+def test_a_reply_that_is_not_all_here_at_the_timeout_is_a_failure_and_holds_up_nobody() -> None:
+    """Node 12 has announced its reply, whose metrics never come."""
+    superlink = FakeSuperLink()
+    grid = guarded(superlink)
+    superlink.unfinished = {MetricRecord({"m": 12}).deflate()}
+    started = time.monotonic()
+    exchange = Courier(grid, timeout_seconds=1.0).exchange(requests(12, 11))
+    assert time.monotonic() - started < 4.0
+    assert [reply.metadata.src_node_id for reply in exchange.replies] == [11]
+    assert exchange.failures[12] == "its message was announced, but not all of it came in time"
+
+
+def test_a_reply_that_is_too_large_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests have less than 100 bytes, an answer with nothing but a metric more than 20."""
+    monkeypatch.setattr(guarded_grid, "LARGEST_SMALL_REPLY", 20)
+    monkeypatch.setattr(guarded_grid, "MAX_GROWTH", 0)
+    exchange = Courier(guarded(FakeSuperLink()), timeout_seconds=5).exchange(requests(11))
+    assert exchange.failures[11] == "its message has more than 20 bytes"
 
 
 def test_messages_live_little_longer_than_their_replies_are_waited_for() -> None:
