@@ -23,7 +23,7 @@ from server.exchange.grid_view import GridView
 from server.exchange.replies import MAX_EXAMPLES
 
 QUERY_ATTEMPTS = 3
-"""Queries to a node that answers with errors before it is given up."""
+"""Queries to a node that answers with errors before it is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,15 @@ class RegisteredDevice:
     """Whether its images are a part of the configured split."""
     weight_bits: int = 0
     """Bit-width that it trains at, where a run has several; 0: that of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refused:
+    """A node that can't take part."""
+
+    reason: str
+    until_turn: int
+    """It is asked again from this turn on, should what was wrong with it be mended."""
 
 
 class DeviceRegistry:
@@ -64,7 +73,10 @@ class DeviceRegistry:
         self.traffic = Traffic()
         """Bytes of all queries."""
         self._by_partition: dict[int, RegisteredDevice] = {}
-        self._refused: dict[int, str] = {}
+        self._refused: dict[int, _Refused] = {}
+        """By node id."""
+        self._turn = 0
+        """Of those who were refused to be asked again."""
         self._failures: dict[int, int] = {}
         """Node id -> queries in a row that it answered with errors."""
         self._partition_of: dict[int, int] = {}
@@ -99,13 +111,14 @@ class DeviceRegistry:
         """Forget devices that left; query nodes that are new, forgot the run or did not answer."""
         present = set(self.courier.grid.get_node_ids())
         self._refused = {node: why for node, why in self._refused.items() if node in present}
+        out = {node for node, why in self._refused.items() if self._turn < why.until_turn}
         self._failures = {node: count for node, count in self._failures.items() if node in present}
         for device in self.devices:
             if device.node_id not in present or device.node_id in self.courier.forgetful_nodes:
                 del self._by_partition[device.partition_id]
                 log_event("device-left", device=device.partition_id)
         known = {device.node_id for device in self._by_partition.values()}
-        new = sorted(present - known - self._refused.keys())
+        new = sorted(present - known - out)
         exchange = self.courier.exchange(
             Message(self.introduction, dst_node_id=node_id, message_type=MessageType.QUERY)
             for node_id in new
@@ -116,8 +129,10 @@ class DeviceRegistry:
             self._register(message)
         for node_id, reason in exchange.failures.items():
             self._failures[node_id] = self._failures.get(node_id, 0) + 1
-            if self._failures[node_id] == QUERY_ATTEMPTS:
-                self._refuse(node_id, f"a device can't be asked who it is: {reason}")
+            if self._failures[node_id] >= QUERY_ATTEMPTS:
+                # A question to one that stands still takes a round's timeout: ever rarer ones.
+                pause = 2 ** self._failures[node_id]
+                self._refuse(node_id, f"a device can't be asked who it is: {reason}", pause)
 
     def _register(self, message: Message) -> None:
         node_id = message.metadata.src_node_id
@@ -146,18 +161,24 @@ class DeviceRegistry:
                 emulated=bool(reply.metrics.get("emulated", 0)),
                 weight_bits=int(reply.metrics[WEIGHT_BITS]) if self.mixed_bits else 0,
             )
+            self._refused.pop(node_id, None)
             log_event("device-joined", device=partition_id)
             self._partition_of[node_id] = partition_id
             self._note_holder(partition_id, node_id)
 
-    def _refuse(self, node_id: int, reason: str) -> None:
+    def _refuse(self, node_id: int, reason: str, pause: int = 1) -> None:
+        """Leave a node alone until ``pause`` turns later."""
         reason = printable(reason)
-        if reason not in self._refused.values():
+        if all(refused.reason != reason for refused in self._refused.values()):
             self.note(reason)
-        self._refused[node_id] = reason
+        self._refused[node_id] = _Refused(reason=reason, until_turn=self._turn + pause)
+
+    def give_turn(self) -> None:
+        """Have the next refresh ask some of those again that were refused."""
+        self._turn += 1
 
     def wait_for(self, num_devices: int, *, timeout_seconds: float) -> None:
-        """Refresh until at least ``num_devices`` are there.
+        """Refresh until at least ``num_devices`` are there; those that were refused have a turn.
 
         Raises:
             UserError: if they are not within ``timeout_seconds``, or at once when enough nodes
@@ -165,6 +186,7 @@ class DeviceRegistry:
         """
         clock = self.courier.clock
         deadline = clock.now() + timeout_seconds
+        self.give_turn()
         announced = -1
         while True:
             self.refresh()
@@ -174,7 +196,8 @@ class DeviceRegistry:
             num_nodes = len(set(self.courier.grid.get_node_ids()))
             is_hopeless = num_nodes >= num_devices and len(self._refused) >= num_nodes - found
             if is_hopeless or clock.now() >= deadline:
-                reasons = "".join(f"; {reason}" for reason in sorted({*self._refused.values()}))
+                distinct = sorted({refused.reason for refused in self._refused.values()})
+                reasons = "".join(f"; {reason}" for reason in distinct)
                 raise UserError(
                     f"{found} of {num_nodes} device(s) can take part: expected at least "
                     f"{num_devices}{reasons}"

@@ -106,6 +106,7 @@ def run_asynchronous_stage(
         started = time.perf_counter()
         number, tally = round_index + 1, _Tally()
         log_event("round-started", stage=plan.stage.value, round=number, num_training=len(crew))
+        session.registry.give_turn()
         while len(buffer) < settings.buffer_size:
             crew.ask(version, tally.spared)
             answer = crew.collect()

@@ -120,6 +120,34 @@ def test_devices_that_cannot_take_part_are_named() -> None:
     assert any("does not speak this protocol" in note for note in notes)
 
 
+def test_a_device_that_was_refused_is_asked_again_in_the_next_wait() -> None:
+    """Its folder was empty, and is filled; the same reason is told once."""
+    answers: list[Reply] = [Reply(partition_id=1, status=Status.NO_DATA, reason="no images")] * 2
+    registry, grid, notes = make_registry(
+        lambda k, _: answers.pop() if k == 1 and answers else query_reply(k), (0, 1)
+    )
+    for expected in ([0], [0], [0, 1]):
+        registry.wait_for(1, timeout_seconds=1.0)
+        registry.refresh()
+        assert partition_ids_of(registry) == expected
+    assert notes == ["device 1 can't take part: no images"]
+    assert len(grid.sent) == 4
+
+
+def test_a_device_that_goes_on_failing_is_asked_ever_more_rarely() -> None:
+    """Three attempts, the third in the third wait; then in the wait 2^3 later and 2^4 after it."""
+    registry, grid, notes = make_registry(
+        lambda k, _: Error(code=1, reason="stalls") if k == 1 else query_reply(k), (0, 1)
+    )
+    asked = []
+    for wait in range(1, 40):
+        before = len(grid.sent)
+        registry.wait_for(1, timeout_seconds=1.0)
+        asked += [wait] * (len(grid.sent) > before)
+    assert asked == [1, 2, 3, 11, 27]
+    assert notes == ["a device can't be asked who it is: stalls"]
+
+
 def test_a_device_that_fails_is_asked_again() -> None:
     failures = iter([Error(code=1, reason="starting up"), Error(code=1, reason="starting up")])
     registry, grid, notes = make_registry(lambda k, _: next(failures, query_reply(k)), (0,))
