@@ -104,4 +104,6 @@ def keeps_no_state(config: Config) -> bool:
     federation = config.federation
     feeds_error = federation.update_format == "delta" and federation.error_feedback
     is_paced = config.coreset.adaptive or config.training.partial_work
-    return config.coreset.selection == "full" and not feeds_error and not is_paced
+    # Views of the images are drawn for the epoch in which a device was first asked.
+    keeps_views = config.training.teacher_views > 0
+    return config.coreset.selection == "full" and not (feeds_error or is_paced or keeps_views)

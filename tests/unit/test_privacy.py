@@ -241,14 +241,15 @@ def test_sampling_counts_only_where_devices_keep_nothing() -> None:
     pytest.importorskip("dp_accounting")
     kept = {**CENTRAL, "federation.fraction": 0.1}
     stateless = {**kept, "coreset.selection": "full", "federation.error-feedback": False}
+    viewed = {**stateless, "coreset.interval": 5, "training.teacher-views": 2}
     epsilons = []
-    for settings in (stateless, kept, CENTRAL):
+    for settings in (stateless, kept, viewed, CENTRAL):
         accountant = PrivacyAccountant(Config.from_flat(settings))
         accountant.spend(num_asked=10, num_devices=100)
         assert accountant.summary()["amplified_by_sampling"] is (settings is stateless)
         epsilons.append(accountant.epsilon)
     assert epsilons[0] < epsilons[1]
-    assert epsilons[1] == epsilons[2]
+    assert epsilons[1] == epsilons[2] == epsilons[3]
 
 
 def test_an_earlier_part_of_a_run_counts_and_skipped_rounds_do_not() -> None:
