@@ -40,6 +40,9 @@ ROUNDING = 256
 COUNTS = ("correct", "correct-top5")
 """Metrics that count some of the reply's images."""
 
+WHOLE = (*COUNTS, "coreset-size", "num-steps", "num-seen")
+"""Metrics that count something."""
+
 MAX_METRICS = 32
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
@@ -206,6 +209,9 @@ def _check_metrics(reply: Reply, expected: Expectation) -> None:
             f"{NUM_EXAMPLES} = {num_examples}: expected a whole number from "
             f"{expected.min_examples} to {most}"
         )
+    for name in WHOLE:
+        if type(reply.metrics.get(name, 0)) is not int:
+            raise refuse(f"{name} = {reply.metrics[name]:g}: expected a whole number")
     for name in COUNTS:
         if reply.metrics.get(name, 0) > num_examples:
             raise refuse(f"{name} = {reply.metrics[name]}: expected at most {num_examples}")
