@@ -33,8 +33,8 @@ def renew_statistics(
 ) -> tuple[State, dict[str, Any]]:
     """The state with the mean of what a sample of devices measured, weighted by images.
 
-    Robust strategies protect it as they do training. With too few good replies, or nobody there, the
-    state stays as it is.
+    Robust strategies protect it as they do training. With too few good replies, or nobody there,
+    the state stays as it is.
 
     Args:
         session: the run.

@@ -9,6 +9,7 @@ see every entry. FedBuff is none of Flower's: server.rounds.asynchronous.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -149,25 +150,29 @@ def required_replies(config: Config) -> int:
     """Fewest good replies that make a round: federation.min-devices, or more for robust strategies.
 
     Krum and Multi-Krum need 2f + 3 replies to resist f hostile devices (Blanchard et al., NeurIPS
-    2017), Bulyan 4f + 3 (El Mhamdi et al., ICML 2018).
+    2017), Bulyan 4f + 3 (El Mhamdi et al., ICML 2018); Multi-Krum also f more than it selects, or
+    it selects hostile ones. Of fewer than 1 / beta replies a trimmed mean trims none.
 
     Raises:
-        UserError: if there are not that many devices, or not as many to select from.
+        UserError: if there are not that many devices.
     """
     strategy, num_devices = config.strategy, config.data.num_devices
-    hostile = strategy.num_malicious
-    robust = {"krum": 2 * hostile + 3, "multikrum": 2 * hostile + 3, "bulyan": 4 * hostile + 3}
-    needed = robust.get(strategy.name, 1)
+    name, hostile = strategy.name, strategy.num_malicious
+    needed = 1
+    because = f"strategy.num-malicious = {hostile}"
+    if name in ("krum", "multikrum"):
+        needed = 2 * hostile + 3
+    if name == "bulyan":
+        needed = 4 * hostile + 3
+    if name == "multikrum" and strategy.num_to_select + hostile > needed:
+        needed = strategy.num_to_select + hostile
+        because += f", strategy.num-to-select = {strategy.num_to_select}"
+    if name == "fedtrimmedavg" and strategy.trim_fraction > 0:
+        needed = math.ceil(1 / strategy.trim_fraction)
+        because = f"strategy.trim-fraction = {strategy.trim_fraction:g}"
     if needed > num_devices:
         raise UserError(
-            f"strategy.num-malicious = {hostile}: {strategy.name} needs at least {needed} devices "
-            f"for it, data.num-devices is {num_devices}"
+            f"{because}: {name} needs at least {needed} devices for it, data.num-devices is "
+            f"{num_devices}"
         )
-    required = max(needed, config.federation.min_devices)
-    asked = max(required, round(config.federation.fraction * num_devices))
-    if strategy.name == "multikrum" and strategy.num_to_select > asked - hostile:
-        raise UserError(
-            f"strategy.num-to-select = {strategy.num_to_select}: expected at most "
-            f"{asked - hostile}, the {asked} devices of a round less strategy.num-malicious"
-        )
-    return required
+    return max(needed, config.federation.min_devices)

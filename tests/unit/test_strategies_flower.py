@@ -406,6 +406,7 @@ def test_a_device_cannot_count_for_more_images_than_it_has() -> None:
         {"train-seconds": math.inf},
         {"coreset-size": 1e300},
         {"num-steps": 10**400},
+        {"coreset-size": 5.5},
         {"num-examples": 2.5},
     ],
 )
@@ -523,7 +524,8 @@ def test_more_right_answers_than_images_are_refused() -> None:
 
 
 def test_robust_strategies_need_more_replies() -> None:
-    """Krum 2f + 3, Bulyan 4f + 3; the others min-devices alone."""
+    """Krum 2f + 3, Bulyan 4f + 3, Multi-Krum that or f more than it selects (5 by default); a
+    trimmed mean as many that a fifth, its default, is one; the others min-devices alone."""
 
     def required(name: str, hostile: int) -> int:
         flat: dict[str, Scalar] = {"strategy.name": name, "strategy.num-malicious": hostile}
@@ -532,7 +534,9 @@ def test_robust_strategies_need_more_replies() -> None:
     assert required("fedavg", 4) == 2
     assert required("krum", 0) == 3
     assert required("krum", 4) == 11
-    assert required("multikrum", 2) == 7
+    assert required("multikrum", 1) == 6
+    assert required("multikrum", 3) == 9
+    assert required("fedtrimmedavg", 0) == 5
     assert required("bulyan", 2) == 11
 
 
@@ -546,16 +550,28 @@ def test_more_hostile_devices_than_a_strategy_bears() -> None:
         required_replies(Config.from_flat(flat))
 
 
-def test_more_updates_to_select_than_there_are() -> None:
-    """Of ten devices, a half is asked: 5, less one hostile: 4 at most."""
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "multikrum",
+            {"num-to-select": 10},
+            r"num-to-select = 10: multikrum needs at least 11 dev",
+        ),
+        ("fedtrimmedavg", {"trim-fraction": 0.09}, r"= 0.09: fedtrimmedavg needs at least 12 dev"),
+    ],
+)
+def test_more_updates_to_select_or_to_trim_from_than_there_are(
+    name: str, settings: dict[str, float], message: str
+) -> None:
+    """Of ten devices: 10 to select and a hostile one are 11; 9 % of 11 are none, of 12 one."""
     flat: dict[str, Scalar] = {
-        "strategy.name": "multikrum",
+        "strategy.name": name,
         "strategy.num-malicious": 1,
-        "strategy.num-to-select": 5,
         "data.num-devices": 10,
-        "federation.fraction": 0.5,
+        **{f"strategy.{key}": value for key, value in settings.items()},
     }
-    with pytest.raises(UserError, match=r"num-to-select = 5: expected at most 4"):
+    with pytest.raises(UserError, match=message):
         required_replies(Config.from_flat(flat))
 
 
