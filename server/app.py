@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from server.records.recorder import (
     Annotate,
     Recorder,
     check_run_folder,
+    claimed,
     default_run_folder,
     no_annotation,
 )
@@ -104,13 +105,14 @@ def run_federation(
         UserError: for what a user can mend: settings, data, checkpoint, folder, devices.
     """
     events = EventFile(run_folder / EVENTS_FILE)
-    with bound_fields(run=run_folder.name), events, logged_failure():
+    with bound_fields(run=run_folder.name), events, logged_failure(), ExitStack() as claims:
         return _federate(
             grid,
             config,
             EventReporter(reporter),
             run_folder,
             events,
+            claims,
             clock=clock,
             annotate=annotate,
             device_states=device_states,
@@ -124,6 +126,7 @@ def _federate(
     reporter: Reporter,
     run_folder: Path,
     events: EventFile,
+    claims: ExitStack,
     *,
     clock: Clock | None,
     annotate: Annotate,
@@ -132,11 +135,14 @@ def _federate(
 ) -> dict[str, Any]:
     """See `run_federation`."""
     started = time.perf_counter()
+    is_there = run_folder.is_dir()
+    if not (is_there and config.run.resume):
+        check_run_folder(run_folder)
+    if is_there:
+        claims.enter_context(claimed(run_folder, reporter.note))
     checkpoints = Checkpoints(
         run_folder, config, devices=device_states, harness=harness, note=reporter.note
     )
-    if not checkpoints.is_resuming:
-        check_run_folder(run_folder)
     started -= checkpoints.earlier.get("wall_seconds", 0.0)
     check_mixed_bits(config)
     if harness is None:
@@ -158,6 +164,9 @@ def _federate(
         else:
             registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
         registry.traffic.add(Traffic(**checkpoints.earlier.get("query_traffic", {})))
+        if not is_there:
+            claims.enter_context(claimed(run_folder, reporter.note))
+            check_run_folder(run_folder)  # another run may have come first
         checkpoints.restore_files()
         kept_bytes = checkpoints.kept_bytes
         listeners = [log_reply, *([tensorboard.add] if tensorboard else [])]

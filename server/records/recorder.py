@@ -11,7 +11,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,10 +21,16 @@ import yaml
 from common.atomic_file import replacing
 from common.config import Config
 from common.errors import UserError
+from common.lock import hold
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
+LOCK_FILE = ".lock"
+
+CLAIM_SECONDS = 120.0
+"""How long a run waits for another one to leave its folder: one whose connection is lost may still
+be measuring a model."""
 
 Annotate = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A line, or the summary (of kind "summary") -> figures that belong into it as well."""
@@ -55,10 +62,30 @@ def check_run_folder(folder: Path) -> None:
     existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
     if not existing.is_dir():
         raise UserError(f"run.out = '{folder}': expected a folder, found a file")
-    if existing == folder and any(folder.iterdir()):
+    if existing == folder and any(path.name != LOCK_FILE for path in folder.iterdir()):
         raise UserError(f"run.out = '{folder}': expected a new or empty folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"run.out = '{folder}': can't be written: no permission in {existing}")
+
+
+@contextmanager
+def claimed(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """While entered, no other run on this machine writes into ``folder``, which is made.
+
+    Raises:
+        UserError: if one goes on doing so, or the folder can't be written.
+    """
+    for wait_seconds in (0.0, CLAIM_SECONDS):
+        if wait_seconds:
+            note(f"'{folder}': another run is writing there: waiting for it to end")
+        with hold(folder / LOCK_FILE, wait_seconds=wait_seconds) as is_free:
+            if is_free:
+                yield
+                return
+    raise UserError(
+        f"run.out = '{folder}': another run is writing there: wait for its end, stop it, or give "
+        f"another folder"
+    )
 
 
 class Recorder:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.lock import hold
 from simulations.comparison.records import is_finished, is_run_folder, read_settings
 from simulations.comparison.sweep import RUN_OUT, RUN_RESUME, PlannedRun, Sweep
-from simulations.results.files import GOES_ON, hold, write_atomically
+from simulations.results.files import GOES_ON, write_atomically
 
 FORMAT = 1
 COMPARISON_FILE = "comparison.json"
@@ -65,7 +66,7 @@ class ComparisonFolder:
         Raises:
             UserError: another process does, or has just finished something that contradicts.
         """
-        with hold(self.path / LOCK_FILE, wait=False) as is_free:
+        with hold(self.path / LOCK_FILE, wait_seconds=0.0) as is_free:
             if not is_free:
                 raise UserError(
                     f"{self.path} is in use: another process runs a comparison there; wait for its "

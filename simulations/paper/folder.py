@@ -10,15 +10,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.lock import hold
 from common.settings import Scalar
 from simulations.paper.grid import Cell, Grid
-from simulations.results.files import GOES_ON, hold, write_atomically
+from simulations.results.files import GOES_ON, write_atomically
 from simulations.settings.scenario import PLACES
 
 FORMAT = 1
@@ -140,7 +142,8 @@ class ResultFolder:
             UserError: the folder cannot be written.
         """
         self._record_grid()
-        with hold(self.path / CELL_FOLDER / f".{cell_key(cell)}.lock", wait=wait) as is_free:
+        lock = self.path / CELL_FOLDER / f".{cell_key(cell)}.lock"
+        with hold(lock, wait_seconds=math.inf if wait else 0.0) as is_free:
             yield is_free
 
     def save(self, cell: Cell, result: CellResult) -> None:

@@ -21,6 +21,7 @@ from common.payloads.packed_model import load_packed_model
 from common.payloads.updates import decode_state, encode_float
 from server.app import app, run_federation
 from server.model.evaluation import evaluate
+from server.records import recorder
 from tests.unit.fake_grid import Answer, FakeGrid, is_query, query_reply
 
 pytest.importorskip("sklearn")
@@ -170,6 +171,47 @@ def test_from_warm_up_to_summary(run_folder: Path) -> None:
     assert json.loads((run_folder / "summary.json").read_text()) == summary
     assert summary["warmup_rounds"] == 2
     assert summary["train_seconds"] == 9 * 0.5
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_no_two_runs_write_into_one_folder(
+    run_folder: Path, resumes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run with the same folder begins while the devices of the first train."""
+    monkeypatch.setattr(recorder, "CLAIM_SECONDS", 0.01)
+    config = config_with({"run.resume": str(run_folder)} if resumes else {})
+    outcomes: list[str] = []
+
+    def start_again(partition_id: int, message: Message) -> Reply:
+        if not outcomes and not is_query(message):
+            with pytest.raises(UserError) as refusal:
+                run(run_folder, config)
+            outcomes.append(str(refusal.value))
+        return answer(partition_id, message)
+
+    summary, _, _ = run(run_folder, config, start_again)
+    expected = "another run is writing there" if resumes else "expected a new or empty folder"
+    assert expected in outcomes[0]
+    assert len(read_lines(run_folder)) == 20
+    assert json.loads((run_folder / "summary.json").read_text()) == summary
+    assert not (run_folder / ".lock").exists()
+
+
+def test_a_folder_that_another_run_filled_meanwhile_is_left_alone(run_folder: Path) -> None:
+    """Both go on in a folder that is not there yet; the other one has its devices first."""
+    config = config_with({"run.resume": str(run_folder)})
+    is_first = True
+
+    def start_before(partition_id: int, message: Message) -> Reply:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            run(run_folder, config)
+        return answer(partition_id, message)
+
+    with pytest.raises(UserError, match="expected a new or empty folder"):
+        run(run_folder, config, start_before)
+    assert len(read_lines(run_folder)) == 20
 
 
 def test_the_deployed_model_is_the_one_that_was_measured(run_folder: Path) -> None:
