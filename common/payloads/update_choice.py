@@ -37,7 +37,9 @@ def encode_update(
         return encode_codes(state, quantized_weights(student), metadata), {}
     if federation.update_format == "float32":
         return encode_float(state, "float32", metadata), {}
-    payload, lost = encode_delta(
-        state, base, federation.delta_bits, residual or None, generator, metadata
-    )
-    return payload, lost if federation.error_feedback else {}
+    bits, feeds_back = federation.delta_bits, federation.error_feedback
+    # Error feedback needs a rounding that loses less than it is given (Karimireddy et al., "Error
+    # Feedback Fixes SignSGD", ICML 2019): at random, 2 bits lose more, and residuals would grow.
+    dither = None if feeds_back and bits == 2 else generator
+    payload, lost = encode_delta(state, base, bits, residual or None, dither, metadata)
+    return payload, lost if feeds_back else {}

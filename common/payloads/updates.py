@@ -100,10 +100,10 @@ def encode_delta(
     base: State,
     bits: int,
     residual: State | None,
-    generator: np.random.Generator,
+    generator: np.random.Generator | None,
     metadata: Metadata,
 ) -> tuple[bytes, dict[str, NDArray[np.float32]]]:
-    """Encodes ``state - base + residual``, rounded so that its mean is unbiased.
+    """Encodes ``state - base + residual``, with a generator rounded so that its mean is unbiased.
 
     Tensors of two and more dimensions go as ``bits``-bit codes with one step per output channel
     (axis 0), max|delta| / Q_P; all others as float16, or as float32 where float16 overflows.
@@ -113,7 +113,7 @@ def encode_delta(
         base: the state that the receiver holds; same names and shapes.
         bits: 2 to 8.
         residual: what this sender's previous delta lost; None in its first round.
-        generator: dither of the stochastic rounding.
+        generator: dither of the stochastic rounding; None: to nearest.
         metadata: sent along; "format" is set here. "base-hash", if given, is compared by
             `decode_state`.
 
