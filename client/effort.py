@@ -51,7 +51,7 @@ def round_effort(
     )
     if coreset.selection in STUDENT_FREE:
         pace = replace(pace, seconds_per_scored_sample=0.0)
-    is_first = not has_scored(coreset, load_coreset(records, num_samples))
+    is_first = not has_scored(coreset, load_coreset(records, device.train.digest))
     if coreset.adaptive:
         fraction = fitting_fraction(
             config,

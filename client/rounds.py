@@ -211,7 +211,7 @@ def _train_on_coresets(
 ) -> QuarcResult:
     """All local epochs; the coreset outlives the round."""
     seed, partition_id = config.run.seed, device.partition_id
-    images = device.train.images
+    images = device.train
     coreset_config, num_epochs = effort
     task = _task(config, request, epochs=config.training.local_epochs)
     part_size = _part_size(device, student, task.batch_size, corrected=task.is_corrected)
@@ -221,7 +221,7 @@ def _train_on_coresets(
         def compute() -> Tensor:
             logits = predict_logits(
                 teacher,
-                images,
+                images.images,
                 device.dataset,
                 batch_size=task.scoring_batch,
                 indices=candidates,
@@ -233,34 +233,35 @@ def _train_on_coresets(
         if candidates is not None:
             return compute()
         conditions = (config.model.name, device.dataset.mean, device.dataset.std, task.precision)
-        return TeacherStore().outputs(request.teacher_hash, images, compute, *conditions)
+        return TeacherStore().outputs(request.teacher_hash, images.digest, compute, *conditions)
 
     views = None
     if config.training.teacher_views:
         views = TeacherViews(
             config.training.teacher_views,
             lambda epoch, view: torch_generator(seed, "views", epoch, view, partition_id),
-            load_teacher_views(records),
+            load_teacher_views(records, images.digest),
         )
     outcome = train_on_coresets(
         coreset_config,
         task,
-        device.train,
+        images,
         device.dataset,
         student=student,
         teacher=teacher,
         teacher_outputs=teacher_outputs,
-        coreset=load_coreset(records, len(images)),
+        coreset=load_coreset(records, images.digest),
         generator=torch_generator(seed, "train-quantized", *_position(request, device)),
         selection_generator=lambda epoch: torch_generator(seed, "select", epoch, partition_id),
         views=views,
-        on_coreset=lambda coreset: save_coreset(records, coreset),
+        on_coreset=lambda coreset: save_coreset(records, coreset, images.digest),
         on_progress=on_progress,
     )
     if coreset_config.selection == ONLINE:
-        save_coreset(records, outcome.coreset)  # again: training has changed its scores
+        # Again: training has changed its scores.
+        save_coreset(records, outcome.coreset, images.digest)
     if views is not None:
-        save_teacher_views(records, outcome.coreset, views.to_keep())
+        save_teacher_views(records, views.to_keep())
     return outcome
 
 

@@ -85,21 +85,21 @@ class TeacherStore:
     def outputs(
         self,
         teacher_hash: str,
-        images: Tensor,
+        images_digest: str,
         compute: Callable[[], Tensor],
         *conditions: object,
     ) -> Tensor:
-        """The teacher's outputs [n, classes] on ``images``, computed once.
+        """The teacher's outputs [n, classes] on a set of images, computed once.
 
         Args:
             teacher_hash: of the teacher.
-            images: uint8 [n, c, h, w].
+            images_digest: of the images, see `common.data.datasets.ImageSet.digest`.
             compute: gives the outputs.
             conditions: what they depend on beside weights and pixels: architecture, normalisation,
                 precision.
         """
-        digest = hashlib.blake2b(repr(conditions).encode(), digest_size=16)
-        digest.update(images.contiguous().numpy().data)
+        depends_on = repr((images_digest, *conditions)).encode()
+        digest = hashlib.blake2b(depends_on, digest_size=16)
         path = self._folder(teacher_hash) / f"outputs-{digest.hexdigest()}.npy"
         try:
             return torch.from_numpy(np.load(path))
@@ -139,30 +139,33 @@ def save_inputs(records: RecordDict, inputs: InputSpec) -> None:
     records[INPUTS] = QueryRequest(inputs=inputs).to_record().config_records[REQUEST]
 
 
-def load_coreset(records: RecordDict, num_images: int) -> Coreset | None:
+def load_coreset(records: RecordDict, images_digest: str) -> Coreset | None:
     """The coreset of the last selection in this run, if any.
 
-    One that points beyond ``num_images`` is forgotten: a real device's folder has lost images.
+    One of other images than those of ``images_digest`` is forgotten: a real device's folder has
+    changed, and its indices mean other images now.
     """
     arrays = records.array_records.get(CORESET)
     if arrays is None:
         return None
-    epoch = records.config_records[CORESET + "-info"]["epoch"]
+    info = records.config_records[CORESET + "-info"]
+    if info.get("images") != images_digest:
+        return None
+    epoch = info["epoch"]
     assert isinstance(epoch, int)
     indices = torch.from_numpy(arrays["indices"].numpy())
-    if len(indices) and int(indices.max()) >= num_images:
-        return None
     extras = {
         name: torch.tensor(arrays[name].numpy()) if name in arrays else None
         for name in ("weights", "scores")
     }
-    if extras["scores"] is not None and len(extras["scores"]) != num_images:
-        extras["scores"] = None  # of a folder that has changed
     return Coreset(indices=indices, epoch=epoch, **extras)
 
 
-def save_coreset(records: RecordDict, coreset: Coreset) -> None:
-    """Remember a coreset for the rounds to come."""
+def save_coreset(records: RecordDict, coreset: Coreset, images_digest: str) -> None:
+    """Remember a coreset of the images of ``images_digest`` for the rounds to come.
+
+    The teacher's logits on views of an earlier one are forgotten.
+    """
     tensors = {"indices": coreset.indices, "weights": coreset.weights, "scores": coreset.scores}
     records[CORESET] = ArrayRecord(
         {
@@ -171,28 +174,25 @@ def save_coreset(records: RecordDict, coreset: Coreset) -> None:
             if values is not None
         }
     )
-    records[CORESET + "-info"] = ConfigRecord({"epoch": coreset.epoch})
+    records[CORESET + "-info"] = ConfigRecord({"epoch": coreset.epoch, "images": images_digest})
+    # At once: the round may fail, and must not leave them beside the new coreset.
+    records.pop(TEACHER_VIEWS, None)
 
 
-def load_teacher_views(records: RecordDict) -> dict[int, Tensor]:
-    """The teacher's logits [k, classes] on views of the kept coreset, by view."""
+def load_teacher_views(records: RecordDict, images_digest: str) -> dict[int, Tensor]:
+    """The teacher's logits [k, classes] on views of the coreset of `load_coreset`, by view."""
     arrays = records.array_records.get(TEACHER_VIEWS)
-    if arrays is None or CORESET not in records:
-        return {}
-    # A round that failed may have left a new coreset beside the views of the one before.
-    infos = [records.config_records[name + "-info"] for name in (CORESET, TEACHER_VIEWS)]
-    if infos[0]["epoch"] != infos[1]["epoch"]:
+    if arrays is None or load_coreset(records, images_digest) is None:
         return {}
     # A copy: what is read from a record may not be written to.
     return {int(view): torch.from_numpy(array.numpy().copy()) for view, array in arrays.items()}
 
 
-def save_teacher_views(records: RecordDict, coreset: Coreset, logits: Mapping[int, Tensor]) -> None:
-    """Remember the teacher's logits on views of ``coreset``, for the rounds to come."""
+def save_teacher_views(records: RecordDict, logits: Mapping[int, Tensor]) -> None:
+    """Remember the teacher's logits on views of the kept coreset, for the rounds to come."""
     records[TEACHER_VIEWS] = ArrayRecord(
         {str(view): Array.from_numpy_ndarray(values.numpy()) for view, values in logits.items()}
     )
-    records[TEACHER_VIEWS + "-info"] = ConfigRecord({"epoch": coreset.epoch})
 
 
 def load_pace(records: RecordDict) -> Mapping[str, object]:

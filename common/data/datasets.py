@@ -7,9 +7,11 @@ transposing copy.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,13 @@ class ImageSet:
     def num_classes(self) -> int:
         """Number of classes, those without an image here included."""
         return len(self.class_names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the pixels, whatever their layout in memory; taken once."""
+        # With channels innermost, as they are stored: no copy of all images.
+        pixels = self.images.permute(0, 2, 3, 1).contiguous().numpy()
+        return hashlib.blake2b(pixels.data, digest_size=16).hexdigest()
 
     def subset(self, indices: Tensor) -> ImageSet:
         """A copy of the images at ``indices``, int64 [k]."""

@@ -1,5 +1,6 @@
 """Tests of common.data.datasets."""
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -56,6 +57,30 @@ class TestImageSet:
         images = image_set(10)
         order = torch.tensor([9, 0, 3, 3, 7, 1, 2])
         assert torch.equal(images.subset(order).images, images.images[order])
+
+    def test_its_digest_is_of_the_pixels_whatever_their_layout(self) -> None:
+        images = image_set()
+        contiguous = ImageSet(
+            images=images.images.contiguous(), labels=images.labels, class_names=("a", "b", "c")
+        )
+        assert images.digest == contiguous.digest
+        assert images.digest == images.subset(torch.arange(4)).digest
+        assert images.digest != images.subset(torch.tensor([1, 0, 2, 3])).digest
+        assert images.digest != images.subset(torch.arange(3)).digest
+
+    def test_its_digest_takes_no_copy_of_stored_images(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images, hashed = image_set(), []
+        take = hashlib.blake2b
+
+        def noted(data: memoryview, **options: int) -> object:
+            hashed.append(np.asarray(data).ctypes.data)
+            return take(data, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(hashlib, "blake2b", noted)
+        assert images.digest == images.digest
+        assert hashed == [images.images.data_ptr()]
 
     @pytest.mark.parametrize(
         ("changed", "message"),

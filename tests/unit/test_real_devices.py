@@ -131,7 +131,7 @@ def assert_nothing_private(sent: bytes, fleet: LocalFleet) -> None:
                     as_float = (pixels.contiguous().numpy().astype(np.float32) / 255).tobytes()
                     assert as_float[: 4 * 4] not in sent
         labels = device.train.labels
-        coreset = load_coreset(context.state, len(labels))
+        coreset = load_coreset(context.state, device.train.digest)
         assert coreset is not None
         assert len(coreset.indices)
         for secret in (labels, coreset.indices):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ class TestTeacher:
         computed = []
         outputs = TeacherStore.outputs
 
-        def count(store: TeacherStore, key: str, images: Any, compute: Any, *rest: Any) -> Any:
+        def count(store: TeacherStore, key: str, images: str, compute: Any, *rest: Any) -> Any:
             def counted() -> Any:
                 computed.append(key)
                 return compute()
@@ -267,7 +268,7 @@ class TestCoreset:
         reply = answer(make_config(), device, records)
         counts = device.train.labels.bincount(minlength=10)
         size = sum(max(1, round(int(count) / 2)) for count in counts if count)
-        coreset = load_coreset(records, NUM_TRAIN)
+        coreset = load_coreset(records, device.train.digest)
         assert coreset is not None
         assert reply.metrics["coreset-size"] == reply.metrics[NUM_EXAMPLES] == size
         assert len(coreset.indices) == size
@@ -279,7 +280,7 @@ class TestCoreset:
         config, records, epochs = make_config(coreset__interval=2), RecordDict(), []
         for round_index in range(4):
             answer(config, device, records, round_index=round_index)
-            coreset = load_coreset(records, NUM_TRAIN)
+            coreset = load_coreset(records, device.train.digest)
             assert coreset is not None
             epochs.append(coreset.epoch)
         assert epochs == [0, 0, 2, 2]
@@ -294,6 +295,24 @@ class TestCoreset:
             kept.append(metrics["num-teacher-kept"] / metrics["num-seen"])
         assert kept == [0, 0, 1, 0]
 
+    def test_belongs_to_the_devices_images(self, device: Device) -> None:
+        """A real device's folder was given a photograph that comes before all others: every index
+        means another image. The coreset and the teacher's outputs on it are of no use, though
+        neither is due and all indices are in range."""
+        config = make_config(coreset__interval=4, training__teacher_views=1, data__augment=False)
+        grown = replace(
+            device, train=device.dataset.train.subset(torch.tensor([40, *range(NUM_TRAIN)]))
+        )
+        records = RecordDict()
+        answer(config, device, records)
+        assert answer(config, device, records, round_index=1).metrics["num-teacher-kept"] > 0
+        reply = answer(config, grown, records, round_index=2)
+        assert reply.metrics["num-teacher-kept"] == 0
+        assert load_coreset(records, device.train.digest) is None
+        coreset = load_coreset(records, grown.train.digest)
+        assert coreset is not None
+        assert coreset.epoch == 2
+
     def test_is_chosen_anew_within_a_round(self, device: Device) -> None:
         """Round 1 of three epochs is epochs 3, 4, 5; every two epochs from there: 3 and 5."""
         config, records = (
@@ -301,7 +320,7 @@ class TestCoreset:
             RecordDict(),
         )
         reply = answer(config, device, records, round_index=1)
-        coreset = load_coreset(records, NUM_TRAIN)
+        coreset = load_coreset(records, device.train.digest)
         assert coreset is not None
         assert coreset.epoch == 5
         assert reply.metrics["num-steps"] == 3 * -(-len(coreset.indices) // 10)
@@ -315,7 +334,7 @@ class TestCoreset:
         seen: set[int] = set()
         for round_index in range(2):
             answer(config, device, records, round_index=round_index)
-            coreset = load_coreset(records, NUM_TRAIN)
+            coreset = load_coreset(records, device.train.digest)
             assert coreset is not None
             assert coreset.scores is not None
             seen |= set(coreset.indices.tolist())

@@ -25,6 +25,10 @@ from client.state import (
 )
 from common.checkpoints import content_hash
 
+IMAGES = "1d"
+OTHER_IMAGES = "2d"
+"""Digests of two devices' images, or of one's before and after they changed."""
+
 
 def teacher(value: float = 1.0) -> State:
     return {
@@ -120,7 +124,7 @@ class TestPruning:
     def test_outputs_go_with_their_teacher(self, tmp_path: Path) -> None:
         store = TeacherStore(tmp_path)
         first = self.keep(store, 1)
-        store.outputs(first, images(), lambda: torch.zeros(1, 1))
+        store.outputs(first, IMAGES, lambda: torch.zeros(1, 1))
         os.utime(store.root / first, (1, 1))
         for number in range(2, KEPT_TEACHERS + 2):
             self.keep(store, number)
@@ -135,10 +139,6 @@ class TestPruning:
         monkeypatch.setattr(Path, "iterdir", lambda path: [*listed(path), path / "gone"])
         teacher_hash = store.keep(teacher())
         assert store.load(teacher_hash) is not None
-
-
-def images(value: int = 0) -> Tensor:
-    return torch.full((4, 1, 2, 2), value, dtype=torch.uint8)
 
 
 class Outputs:
@@ -160,37 +160,30 @@ class TestOutputs:
         """Also for another process, which has a store of its own."""
         outputs = Outputs()
         for _ in range(3):
-            kept = TeacherStore(tmp_path).outputs(self.HASH, images(), outputs)
+            kept = TeacherStore(tmp_path).outputs(self.HASH, IMAGES, outputs)
             assert torch.equal(kept, torch.full((4, 3), 0.25))
         assert outputs.num_calls == 1
 
     def test_belong_to_their_images_teacher_and_conditions(self, tmp_path: Path) -> None:
         store = TeacherStore(tmp_path)
         first, second, third, fourth, fifth = map(Outputs, (0.1, 0.2, 0.3, 0.4, 0.5))
-        store.outputs(self.HASH, images(0), first)
-        assert store.outputs(self.HASH, images(1), second)[0, 0].item() == pytest.approx(0.2)
-        assert store.outputs("cd34", images(0), third)[0, 0].item() == pytest.approx(0.3)
-        rounded = store.outputs(self.HASH, images(0), fourth, (0.5,), "bfloat16")
+        store.outputs(self.HASH, IMAGES, first)
+        assert store.outputs(self.HASH, OTHER_IMAGES, second)[0, 0].item() == pytest.approx(0.2)
+        assert store.outputs("cd34", IMAGES, third)[0, 0].item() == pytest.approx(0.3)
+        rounded = store.outputs(self.HASH, IMAGES, fourth, (0.5,), "bfloat16")
         assert rounded[0, 0].item() == pytest.approx(0.4)
-        other = store.outputs(self.HASH, images(0), fifth, (0.4,), "bfloat16")
+        other = store.outputs(self.HASH, IMAGES, fifth, (0.4,), "bfloat16")
         assert other[0, 0].item() == pytest.approx(0.5)
         assert [each.num_calls for each in (first, second, third, fourth, fifth)] == [1] * 5
-
-    def test_layout_in_memory_does_not_matter(self, tmp_path: Path) -> None:
-        store, outputs = TeacherStore(tmp_path), Outputs()
-        batch = torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2)
-        store.outputs(self.HASH, batch, outputs)
-        store.outputs(self.HASH, batch.to(memory_format=torch.channels_last), outputs)
-        assert outputs.num_calls == 1
 
     @pytest.mark.parametrize("length", [0, 5, 100, -1])
     def test_damaged_ones_are_computed_again(self, tmp_path: Path, length: int) -> None:
         store, outputs = TeacherStore(tmp_path), Outputs()
-        store.outputs(self.HASH, images(), outputs)
+        store.outputs(self.HASH, IMAGES, outputs)
         (path,) = (store.root / self.HASH).iterdir()
         path.write_bytes(path.read_bytes()[:length])
         for _ in range(2):
-            store.outputs(self.HASH, images(), outputs)
+            store.outputs(self.HASH, IMAGES, outputs)
         assert outputs.num_calls == 2
 
     def test_a_failure_leaves_nothing_behind(self, tmp_path: Path) -> None:
@@ -202,16 +195,16 @@ class TestOutputs:
 
         for compute in (fail, not_an_array):
             with pytest.raises(RuntimeError):
-                TeacherStore(tmp_path).outputs(self.HASH, images(), compute)
+                TeacherStore(tmp_path).outputs(self.HASH, IMAGES, compute)
         assert files(tmp_path) == []
 
 
 class TestRecords:
     def test_a_coreset_is_remembered(self) -> None:
         records = RecordDict()
-        assert load_coreset(records, 10) is None
-        save_coreset(records, Coreset(indices=torch.tensor([1, 4, 9]), epoch=7))
-        loaded = load_coreset(records, 10)
+        assert load_coreset(records, IMAGES) is None
+        save_coreset(records, Coreset(indices=torch.tensor([1, 4, 9]), epoch=7), IMAGES)
+        loaded = load_coreset(records, IMAGES)
         assert loaded is not None
         assert loaded.indices.tolist() == [1, 4, 9]
         assert loaded.indices.dtype == torch.int64
@@ -221,48 +214,43 @@ class TestRecords:
         records = RecordDict()
         weights, scores = torch.tensor([0.5, 1.5]), torch.tensor([0.1, math.nan, 3.0])
         kept = Coreset(indices=torch.tensor([0, 2]), epoch=0, weights=weights, scores=scores)
-        save_coreset(records, kept)
-        loaded = load_coreset(records, 3)
+        save_coreset(records, kept, IMAGES)
+        loaded = load_coreset(records, IMAGES)
         assert loaded is not None
         assert loaded.weights is not None
         assert loaded.scores is not None
         assert torch.equal(loaded.weights, weights)
         assert torch.equal(loaded.scores.nan_to_num(-1), scores.nan_to_num(-1))
 
-    def test_scores_of_another_number_of_images_are_forgotten(self) -> None:
-        records = RecordDict()
-        kept = Coreset(indices=torch.tensor([0, 2]), epoch=0, scores=torch.zeros(3))
-        save_coreset(records, kept)
-        loaded = load_coreset(records, 4)
-        assert loaded is not None
-        assert loaded.scores is None
-
     def test_a_new_coreset_takes_the_place_of_the_old(self) -> None:
         records = RecordDict()
-        save_coreset(records, Coreset(indices=torch.tensor([1, 4]), epoch=0))
-        save_coreset(records, Coreset(indices=torch.tensor([2]), epoch=5))
-        loaded = load_coreset(records, 10)
+        save_coreset(records, Coreset(indices=torch.tensor([1, 4]), epoch=0), IMAGES)
+        save_coreset(records, Coreset(indices=torch.tensor([2]), epoch=5), IMAGES)
+        loaded = load_coreset(records, IMAGES)
         assert loaded is not None
         assert (loaded.indices.tolist(), loaded.epoch) == ([2], 5)
 
     def test_teacher_outputs_belong_to_their_coreset(self) -> None:
+        """Also if the next one is of the same epoch: the device was asked again."""
         records = RecordDict()
-        assert load_teacher_views(records) == {}
+        assert load_teacher_views(records, IMAGES) == {}
         coreset = Coreset(indices=torch.tensor([1, 4]), epoch=2)
-        save_coreset(records, coreset)
-        save_teacher_views(records, coreset, {0: torch.ones(2, 3), 3: torch.zeros(2, 3)})
-        loaded = load_teacher_views(records)
+        save_coreset(records, coreset, IMAGES)
+        save_teacher_views(records, {0: torch.ones(2, 3), 3: torch.zeros(2, 3)})
+        loaded = load_teacher_views(records, IMAGES)
         assert sorted(loaded) == [0, 3]
         assert torch.equal(loaded[0], torch.ones(2, 3))
         loaded[0][0] = 7.0  # what is not known yet is filled in
-        save_coreset(records, Coreset(indices=torch.tensor([1, 4]), epoch=5))
-        assert load_teacher_views(records) == {}
+        save_coreset(records, Coreset(indices=torch.tensor([1, 3]), epoch=2), IMAGES)
+        assert load_teacher_views(records, IMAGES) == {}
 
-    def test_a_coreset_of_images_that_are_gone_is_forgotten(self) -> None:
+    def test_what_was_kept_of_other_images_is_forgotten(self) -> None:
         records = RecordDict()
-        save_coreset(records, Coreset(indices=torch.tensor([1, 9]), epoch=0))
-        assert load_coreset(records, 10) is not None
-        assert load_coreset(records, 9) is None
+        save_coreset(records, Coreset(indices=torch.tensor([1, 9]), epoch=0), IMAGES)
+        save_teacher_views(records, {0: torch.ones(2, 3)})
+        assert load_coreset(records, IMAGES) is not None
+        assert load_coreset(records, OTHER_IMAGES) is None
+        assert load_teacher_views(records, OTHER_IMAGES) == {}
 
     def test_the_residual_is_remembered(self) -> None:
         records = RecordDict()
