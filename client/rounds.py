@@ -184,11 +184,12 @@ def quantized_round(
         if config.training.teacher_views:
             optional["num-teacher-kept"] = outcome.training.num_kept
         metrics = _metrics(outcome.training, coreset_size, outcome.train_seconds)
+        is_kept = TeacherStore().version(request.teacher_hash) is not None
         return Reply(
             partition_id=device.partition_id,
             round_index=request.round_index,
             update=update,
-            teacher_hash=request.teacher_hash,
+            teacher_hash=request.teacher_hash if is_kept else "",
             metrics={
                 **metrics,
                 "select-seconds": outcome.select_seconds,

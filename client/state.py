@@ -1,16 +1,20 @@
 """What a device keeps between messages.
 
 The teacher and its outputs are kept on disk by content hash: emulated devices on one machine share
-them, and they outlive a restart. Coreset and error feedback belong to one device in one run and
-live in Flower's Context.state, as does what the server said about the run's images.
+them, and they outlive a restart. Where the disk is full or read-only a device trains all the same:
+the teacher is sent again, and its outputs are computed again. Coreset and error feedback belong to
+one device in one run and live in Flower's Context.state, as does what the server said about the
+run's images.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +33,8 @@ from common.data.input_spec import InputSpec
 from common.messages import REQUEST, QueryRequest
 
 State = dict[str, NDArray[np.float32]]
+
+logger = logging.getLogger(__name__)
 
 TEACHER_FILE = "teacher.safetensors"
 
@@ -56,9 +62,9 @@ class TeacherStore:
         path = self._folder(teacher_hash) / TEACHER_FILE
         try:
             status = path.stat()
-            os.utime(path.parent)
         except OSError:
             return None
+        _note_use(path.parent)
         return str(path), status.st_ino, status.st_size, status.st_mtime_ns
 
     def load(self, teacher_hash: str) -> State | None:
@@ -70,16 +76,26 @@ class TeacherStore:
             return None
         if content_hash(state) != teacher_hash:
             return None
-        os.utime(path.parent)
+        _note_use(path.parent)
         return state
 
     def keep(self, state: State) -> str:
-        """Keep a teacher; returns its hash."""
+        """Keep a teacher, if it can be written (`version` says so); returns its hash."""
         teacher_hash = content_hash(state)
         path = self._folder(teacher_hash) / TEACHER_FILE
-        with replacing(path) as temporary:
-            save_file(state, temporary)
-        self._prune()
+        try:
+            with replacing(path) as temporary:
+                save_file(state, temporary)
+            self._prune()
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):  # a damaged one in its place would be taken for it
+                path.unlink(missing_ok=True)
+            logger.warning(
+                "cannot write %s (%s): the teacher is sent again in every round; set "
+                "FEDQUARC_CACHE to a writable folder",
+                path,
+                error,
+            )
         return teacher_hash
 
     def outputs(
@@ -105,9 +121,18 @@ class TeacherStore:
             return torch.from_numpy(np.load(path))
         except (OSError, ValueError, EOFError):
             outputs = compute()
+            values = outputs.numpy()
+        try:
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, outputs.numpy())
-            return outputs
+                np.save(file, values)
+        except OSError as error:
+            logger.warning(
+                "cannot write %s (%s): the teacher's outputs are computed again for the next "
+                "selection; set FEDQUARC_CACHE to a writable folder",
+                path,
+                error,
+            )
+        return outputs
 
     def _folder(self, teacher_hash: str) -> Path:
         if not teacher_hash.isalnum():
@@ -117,6 +142,11 @@ class TeacherStore:
     def _prune(self) -> None:
         for folder in sorted(self.root.iterdir(), key=_last_used)[:-KEPT_TEACHERS]:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _note_use(path: Path) -> None:
+    with suppress(OSError):  # the disk may be read-only: then nothing is pruned either
+        os.utime(path)
 
 
 def _last_used(folder: Path) -> float:

@@ -57,8 +57,8 @@ def working_model(
 def frozen_teacher(config: Config, device: Device, request: TrainRequest) -> nn.Module | None:
     """The float teacher that a request names, batch normalisation folded; None: it is not here.
 
-    A payload in the request is kept on disk for the rounds to come. The model that was made of it
-    is used again as long as that file is there and unchanged.
+    A payload in the request is kept on disk for the rounds to come, where there is room. The model
+    that was made of it is used again as long as that file is there and unchanged.
 
     Raises:
         ValueError: the payload has another hash than the request says.
@@ -79,5 +79,7 @@ def frozen_teacher(config: Config, device: Device, request: TrainRequest) -> nn.
     load_state(model, state)
     teacher = fold_batch_norm(model)
     _teacher.clear()
-    _teacher[store.version(teacher_hash), *what] = teacher
+    version = store.version(teacher_hash)
+    if version is not None:
+        _teacher[version, *what] = teacher
     return teacher

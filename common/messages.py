@@ -193,7 +193,7 @@ class Reply:
     update: bytes = b""
     """Payload of the update (train)."""
     teacher_hash: str = ""
-    """The teacher that the device holds."""
+    """The teacher that the device holds; empty: none, or it could not keep it."""
     metrics: Mapping[str, ScalarMetric] = field(default_factory=dict)
     """Figures of the round; ``num-examples`` is always among them."""
 

@@ -239,6 +239,21 @@ class TestTeacher:
         with pytest.raises(ValueError, match="does not have the announced hash"):
             answer(make_config(), device, teacher_hash="ab12")
 
+    def test_no_room_for_it(self, device: Device, cache: Path) -> None:
+        """A file is where its folder should be. The round is what it is with room, but the device
+        does not say that it has the teacher, so that the server sends it again."""
+        config, blocker = make_config(coreset__selection="res"), cache / "teachers"
+        blocker.touch()
+        without = answer(config, device)
+        assert (without.status, without.teacher_hash) == (Status.OK, "")
+        assert answer(config, device, teacher=b"").status is Status.TEACHER_MISSING
+        with pytest.raises(ValueError, match="does not have the announced hash"):
+            answer(config, device, teacher_hash="ab12")
+        blocker.unlink()
+        kept = answer(config, device)
+        assert kept.teacher_hash == make_request(config, device).teacher_hash
+        assert kept.update == without.update
+
     def test_its_outputs_are_computed_once(
         self, device: Device, monkeypatch: pytest.MonkeyPatch
     ) -> None:

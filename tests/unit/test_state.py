@@ -1,14 +1,17 @@
 """Tests of client.state."""
 
+import errno
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import RecordDict
+from safetensors import SafetensorError
 from torch import Tensor
 
 from client.coreset import Coreset
@@ -138,6 +141,66 @@ class TestPruning:
         listed = Path.iterdir
         monkeypatch.setattr(Path, "iterdir", lambda path: [*listed(path), path / "gone"])
         teacher_hash = store.keep(teacher())
+        assert store.load(teacher_hash) is not None
+
+
+@pytest.fixture(params=["full", "read-only"])
+def disk(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TeacherStore:
+    """A store that can't be written to: each of its writers fails as it does on such a disk."""
+    error = {
+        "full": OSError(errno.ENOSPC, "No space left on device"),
+        "read-only": OSError(errno.EROFS, "Read-only file system"),
+    }[request.param]
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    def fail_to_save(*_: object) -> None:
+        raise SafetensorError(str(error))
+
+    if request.param == "read-only":
+        monkeypatch.setattr(os, "utime", fail)
+        monkeypatch.setattr(Path, "mkdir", fail)
+    monkeypatch.setattr("client.state.save_file", fail_to_save)
+    monkeypatch.setattr(np, "save", fail)
+    return TeacherStore(tmp_path)
+
+
+class TestDiskThatCannotBeWrittenTo:
+    def test_a_teacher_is_not_kept(
+        self, disk: TeacherStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nor is a damaged one in its place taken for it."""
+        path = teacher_file(disk, content_hash(teacher()))
+        os.makedirs(path.parent)
+        path.write_bytes(b"damaged")
+        teacher_hash = disk.keep(teacher())
+        assert teacher_hash == content_hash(teacher())
+        assert disk.version(teacher_hash) is None
+        assert disk.load(teacher_hash) is None
+        assert files(disk.root) == []
+        (message,) = caplog.messages
+        assert "cannot write" in message
+        assert "set FEDQUARC_CACHE" in message
+
+    def test_outputs_are_used_from_memory(
+        self, disk: TeacherStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        outputs = Outputs()
+        for _ in range(2):
+            assert disk.outputs("ab12", IMAGES, outputs).tolist() == [[0.25] * 3] * 4
+        assert outputs.num_calls == 2
+        assert len(caplog.messages) == 2
+
+    def test_what_is_there_already_is_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = TeacherStore(tmp_path)
+        teacher_hash = store.keep(teacher())
+        monkeypatch.setattr(os, "utime", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+        assert store.version(teacher_hash) is not None
         assert store.load(teacher_hash) is not None
 
 
