@@ -26,7 +26,7 @@ FIRST_STEP_BYTES = 40 * MB
 """What the first step takes whatever the model: the kernels' code and scratch memory."""
 
 SMALLEST_PART = 2
-
+"""Images: batch normalisation's statistics of one are bad, and none where a map is one pixel."""
 
 _probed: WeakKeyDictionary[nn.Module, dict[tuple[int, int, int], float]] = WeakKeyDictionary()
 """What `kept_bytes_per_image` gave: emulated devices train in one model after the other."""

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from client.batch_fit import SMALLEST_PART
 from client.features import FeatureTap
 from client.losses import correction_loss, cross_entropy, distillation
 from client.optimizer import make_optimizer, schedule_factor, set_learning_rate
@@ -196,8 +197,13 @@ def batches(
 
 
 def parts(num_images: int, max_size: int) -> list[slice]:
-    """As few parts of a batch as possible, none above ``max_size`` (0: one), sizes alike."""
-    count = math.ceil(num_images / max_size) if max_size else 1
+    """As few parts of a batch as possible, none above ``max_size`` (0: one), sizes alike.
+
+    No part is of fewer than `SMALLEST_PART` images where the batch has as many: an odd batch in
+    parts of two has one part of three.
+    """
+    most = max(1, num_images // SMALLEST_PART)
+    count = min(math.ceil(num_images / max_size), most) if max_size else 1
     bounds = [num_images * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 

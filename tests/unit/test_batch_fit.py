@@ -17,7 +17,14 @@ SHAPE = (1, 4, 4)
 
 @pytest.mark.parametrize(
     ("num_images", "max_size", "sizes"),
-    [(32, 0, [32]), (32, 32, [32]), (33, 32, [16, 17]), (10, 4, [3, 3, 4]), (5, 8, [5])],
+    [
+        (32, 0, [32]),
+        (32, 32, [32]),
+        (33, 32, [16, 17]),
+        (10, 4, [3, 3, 4]),
+        (5, 8, [5]),
+        (1, 2, [1]),
+    ],
 )
 def test_parts_are_alike_and_none_is_too_large(
     num_images: int, max_size: int, sizes: list[int]
@@ -26,6 +33,15 @@ def test_parts_are_alike_and_none_is_too_large(
     assert [part.stop - part.start for part in found] == sizes
     assert found[0].start == 0
     assert found[-1].stop == num_images
+
+
+@pytest.mark.parametrize(
+    ("num_images", "sizes"), [(2, [2]), (3, [3]), (6, [2, 2, 2]), (7, [2, 2, 3])]
+)
+def test_no_part_is_of_one_image(num_images: int, sizes: list[int]) -> None:
+    """Batch normalisation has no statistics of one image: of an odd number in parts of two, one
+    part is of three."""
+    assert [part.stop - part.start for part in parts(num_images, 2)] == sizes
 
 
 def trained(max_part_size: int) -> list[Tensor]:
