@@ -20,6 +20,9 @@ from common.config import ONLINE
 TINY = 1e-12
 """Floor of a probability under a logarithm."""
 
+SMALLEST_CORESET = 2
+"""Images: batch normalisation needs more than one value per channel."""
+
 MODEL_FREE = frozenset({"random", "full", ONLINE})
 """Selections that run no model."""
 
@@ -128,9 +131,13 @@ def balance_groups(labels: Tensor, *, balanced: bool) -> Tensor:
 def group_quotas(groups: Tensor, fraction: float) -> Tensor:
     """How many to choose of every group, int64 [groups]: round(fraction n_g), at least one.
 
-    A group without images has a quota of one as well, which nothing can use up.
+    Of a single group at least `SMALLEST_CORESET`, if it has as many. A group without images has
+    a quota as well, which nothing can use up.
     """
-    return (groups.bincount().double() * fraction).round_().clamp_min_(1).long()
+    counts = groups.bincount()
+    is_single = int(counts.count_nonzero()) == 1
+    least = min(SMALLEST_CORESET, len(groups)) if is_single else 1
+    return (counts.double() * fraction).round_().clamp_min_(least).long()
 
 
 def top_of_groups(scores: Tensor, groups: Tensor, quotas: Tensor) -> Tensor:

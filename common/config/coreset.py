@@ -40,7 +40,7 @@ class CoresetConfig(Section, name="coreset"):
     selection: str = setting("random", choices=SELECTIONS)
     """Score that ranks the images, or what is done with RES, or random, or full."""
     fraction: float = setting(0.1, above=0.0, maximum=1.0)
-    """Share of the device's images that is kept (full ignores it)."""
+    """Share of the device's images that is kept, at least two of them (full ignores it)."""
     balanced: bool = setting(True)
     """The same share of every class, at least one image each; false: the best overall."""
     adaptive: bool = setting(False)

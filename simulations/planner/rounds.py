@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.coreset import STUDENT_FREE
+from client.coreset import SMALLEST_CORESET, STUDENT_FREE
 from client.selection import first_scored_epoch, needs_teacher_outputs
 from common.config import ASYNCHRONOUS, Config, pool_factor, selection_interval
 from common.devices import DeviceProfile, task_cost, task_joules
@@ -283,7 +283,8 @@ class FleetPlan:
         num_samples = self.num_samples[index]
         size = num_samples
         if coreset.selection != "full":
-            size = max(1, round(coreset.fraction * num_samples))
+            least = min(SMALLEST_CORESET, num_samples)
+            size = max(least, round(coreset.fraction * num_samples))
         factor = pool_factor(coreset)
         pool = min(num_samples, math.ceil(factor * size)) if factor else num_samples
         scored = 0 if coreset.selection in STUDENT_FREE else pool * num_selections

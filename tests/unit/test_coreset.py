@@ -188,10 +188,17 @@ class TestSelectTop:
         chosen = select_top(self.SCORES, self.LABELS, 1.0, balanced=balanced)
         assert chosen.tolist() == list(range(10))
 
-    def test_at_least_one(self) -> None:
-        """1 % of ten: the best of all, or the best of each class."""
-        assert select_top(self.SCORES, self.LABELS, 0.01, balanced=False).tolist() == [8]
+    def test_at_least_one_of_each_class(self) -> None:
         assert select_top(self.SCORES, self.LABELS, 0.01, balanced=True).tolist() == [6, 8, 9]
+
+    def test_at_least_two_in_all(self) -> None:
+        """1 % of ten: the best two of all; of the five of class 1, which some device may hold
+        alone: its best two; of one image: that one."""
+        assert select_top(self.SCORES, self.LABELS, 0.01, balanced=False).tolist() == [7, 8]
+        alone = self.LABELS == 1
+        chosen = select_top(self.SCORES[alone], self.LABELS[alone], 0.01, balanced=True)
+        assert chosen.tolist() == [3, 4]
+        assert select_top(self.SCORES[:1], self.LABELS[:1], 0.01, balanced=True).tolist() == [0]
 
     def test_ties_go_to_the_first(self) -> None:
         chosen = select_top(torch.zeros(10), self.LABELS, 0.5, balanced=True)
@@ -206,15 +213,18 @@ class TestSelectTop:
     def test_quotas_and_order(
         self, samples: list[tuple[int, int]], percent: int, balanced: bool
     ) -> None:
-        """Every group gives round(S n), at least one, and nothing left out beats what is chosen."""
+        """Every group gives round(S n), at least one, or two if it is the only one and has two;
+        nothing left out beats what is chosen."""
         groups = [label if balanced else 0 for label, _ in samples]
         labels = torch.tensor([label for label, _ in samples])
         scores = torch.tensor([float(score) for _, score in samples])
         chosen = select_top(scores, labels, percent / 100, balanced=balanced).tolist()
         assert chosen == sorted(set(chosen))
         counts = Counter(groups[index] for index in chosen)
-        for group, size in Counter(groups).items():
-            assert counts[group] == max(1, round(percent / 100 * size))
+        sizes = Counter(groups)
+        for group, size in sizes.items():
+            least = min(2, size) if len(sizes) == 1 else 1
+            assert counts[group] == max(least, round(percent / 100 * size))
             inside = [samples[i][1] for i in chosen if groups[i] == group]
             outside = [
                 samples[i][1] for i in range(len(samples)) if groups[i] == group and i not in chosen
