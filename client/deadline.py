@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from client.coreset import STUDENT_FREE
+from client.selection import needs_teacher_outputs
 from common.config import FLOAT_BITS, Config, CoresetConfig, pool_factor
 from common.errors import UserError
 
@@ -102,10 +104,10 @@ def seconds_to_compute(
 def selection_seconds(
     coreset: CoresetConfig, pace: Pace, *, coreset_size: float, num_samples: int, is_first: bool
 ) -> float:
-    """What a selection takes that scores images.
+    """What a selection takes; a selection that needs no outputs of a model does not run it.
 
-    All are scored by the student, and once by the teacher, or, with a pool of p coresets, p times
-    the coreset by both.
+    All images are scored by the student, and once by the teacher, or, with a pool of p coresets, p
+    times the coreset by both.
 
     Args:
         coreset: its settings.
@@ -114,9 +116,12 @@ def selection_seconds(
         num_samples: training images of the device.
         is_first: whether the teacher's outputs are still to be computed.
     """
-    num_passes: float = (2 if is_first else 1) * num_samples
+    runs_student = coreset.selection not in STUDENT_FREE
+    runs_teacher = needs_teacher_outputs(coreset.selection)
     if factor := pool_factor(coreset):
-        num_passes = 2 * factor * coreset_size
+        num_passes = factor * coreset_size * (runs_student + runs_teacher)
+    else:
+        num_passes = num_samples * (runs_student + (runs_teacher and is_first))
     return num_passes * pace.seconds_per_scored_sample
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from flwr.app import RecordDict
 
-from client.coreset import STUDENT_FREE
 from client.deadline import (
     Pace,
     fitting_epochs,
@@ -49,8 +48,6 @@ def round_effort(
         model_bytes=len(request.model),
         teacher_bytes=len(request.teacher),
     )
-    if coreset.selection in STUDENT_FREE:
-        pace = replace(pace, seconds_per_scored_sample=0.0)
     is_first = not has_scored(coreset, load_coreset(records, device.train.digest))
     if coreset.adaptive:
         fraction = fitting_fraction(

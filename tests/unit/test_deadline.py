@@ -24,6 +24,7 @@ def make_config(**settings: bool | float | str) -> Config:
     keys = {name.replace("__", ".").replace("_", "-"): value for name, value in settings.items()}
     defaults: dict[str, bool | float | str] = {
         "coreset.adaptive": True,
+        "coreset.selection": "res",
         "coreset.balanced": False,
         "fleet.deadline": 100.0,
         "training.local-epochs": 2,

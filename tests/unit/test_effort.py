@@ -69,12 +69,33 @@ def effort_of(settings: dict[str, str | int | float | bool]) -> Effort:
     return round_effort(Config.from_flat(flat), device, request, RecordDict())
 
 
-@pytest.mark.parametrize(("selection", "expected"), [("res", 0.3495), ("random", 0.4745)])
-def test_only_selections_that_score_leave_time_for_it(selection: str, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("selection", "pool", "expected"),
+    [
+        ("res", 0.0, 0.3495),
+        ("el2n", 0.0, 0.412),
+        ("evs", 0.0, 0.412),
+        ("entropy", 0.0, 0.412),
+        ("random", 0.0, 0.4745),
+        ("res", 2.0, 0.3795),
+        ("el2n", 2.0, (95 / 0.225 - 0.5) / 1000),
+        ("evs", 2.0, (95 / 0.225 - 0.5) / 1000),
+        ("random", 2.0, 0.4745),
+    ],
+)
+def test_only_models_that_score_take_time_for_it(
+    selection: str, pool: float, expected: float
+) -> None:
     """95 s are 475 images that are trained on twice, less half an image for rounding. Scored by
-    student and teacher first, 25 s less are left: 350."""
+    student and teacher first, 25 s less are left: 350; by one of them 12.5 s: 412.5. Of a pool of
+    two coresets an image costs 0.2 s of training and 0.05 s, or 0.025 s: 380, or 95 / 0.225."""
     coreset, num_epochs = effort_of(
-        {"coreset.adaptive": True, "coreset.selection": selection, "training.local-epochs": 2}
+        {
+            "coreset.adaptive": True,
+            "coreset.selection": selection,
+            "coreset.pool": pool,
+            "training.local-epochs": 2,
+        }
     )
     assert coreset.fraction == pytest.approx(expected)
     assert num_epochs == 2
