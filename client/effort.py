@@ -16,7 +16,7 @@ from client.deadline import (
 )
 from client.device import Device
 from client.quarc import QuarcResult
-from client.selection import has_scored
+from client.selection import has_scored, is_due
 from client.state import load_coreset, load_pace
 from common.config import Config, CoresetConfig
 from common.messages import TrainRequest
@@ -48,7 +48,8 @@ def round_effort(
         model_bytes=len(request.model),
         teacher_bytes=len(request.teacher),
     )
-    is_first = not has_scored(coreset, load_coreset(records, device.train.digest))
+    kept = load_coreset(records, device.train.digest)
+    is_first = not has_scored(coreset, kept)
     if coreset.adaptive:
         fraction = fitting_fraction(
             config,
@@ -62,6 +63,13 @@ def round_effort(
     if config.training.partial_work:
         share = 1.0 if coreset.selection == "full" else coreset.fraction
         size = share * num_samples
+        epoch = request.round_index * config.training.local_epochs
+        if (
+            coreset.adaptive
+            and kept is not None
+            and not is_due(coreset, kept, device.train.labels, epoch)
+        ):
+            size = len(kept.indices)
         seconds -= selection_seconds(
             coreset, pace, coreset_size=size, num_samples=num_samples, is_first=is_first
         )

@@ -22,6 +22,7 @@ from client.selection import (
     draw_pool,
     due_epoch,
     has_scored,
+    is_due,
     needs_teacher_outputs,
     note_scores,
     selection_at,
@@ -108,8 +109,7 @@ def train_on_coresets(
     epoch, last_epoch = task.first_epoch, task.first_epoch + task.num_epochs
     while epoch < last_epoch:
         with select:
-            # One of a later epoch is of the first time that the device was asked with this model.
-            if coreset is None or not coreset.epoch <= epoch < due_epoch(config, coreset):
+            if is_due(config, coreset, images.labels, epoch):
                 is_first = not has_scored(config, coreset)
                 now = selection_at(config, epoch)
                 coreset, num_candidates = _choose(
@@ -134,6 +134,7 @@ def train_on_coresets(
                     views.forget()
                 if on_coreset is not None:
                     on_coreset(coreset)
+        assert coreset is not None
         until_next = due_epoch(config, coreset) - epoch
         num_epochs, view = min(until_next, last_epoch - epoch), None
         if views is not None:

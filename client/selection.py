@@ -26,6 +26,10 @@ from common.config import ONLINE, CoresetConfig, pool_factor, selection_interval
 from common.data.datasets import Dataset, ImageSet
 from common.inference import EVALUATION_BATCH, predict_logits
 
+OVERSIZE = 1.2
+"""A coreset above this multiple of what its device has time for gives way: a measured pace varies,
+and a new selection takes time as well."""
+
 
 def choose_coreset(
     config: CoresetConfig,
@@ -197,6 +201,29 @@ def due_epoch(config: CoresetConfig, coreset: Coreset) -> int:
     first_scored = first_scored_epoch(config)
     due = coreset.epoch + selection_interval(config)
     return min(due, first_scored) if coreset.epoch < first_scored else due
+
+
+def is_due(config: CoresetConfig, coreset: Coreset | None, labels: Tensor, epoch: int) -> bool:
+    """Whether a new coreset is to be chosen after ``epoch`` epochs.
+
+    A device whose share has shrunk by much (coreset.adaptive) does not wait for the interval's end:
+    its coreset would make it late in every round until then.
+
+    Args:
+        config: with the share that the device has time for.
+        coreset: the one in use so far, if any.
+        labels: [n] of the device's training images.
+        epoch: epochs done over all rounds.
+    """
+    # One of a later epoch is of the first time that the device was asked with this model.
+    if coreset is None or not coreset.epoch <= epoch < due_epoch(config, coreset):
+        return True
+    return config.adaptive and len(coreset.indices) > OVERSIZE * _coreset_size(config, labels)
+
+
+def _coreset_size(config: CoresetConfig, labels: Tensor) -> int:
+    groups = balance_groups(labels, balanced=config.balanced)
+    return int(torch.minimum(group_quotas(groups, config.fraction), groups.bincount()).sum())
 
 
 def has_scored(config: CoresetConfig, coreset: Coreset | None) -> bool:

@@ -11,6 +11,7 @@ from client.deadline import Pace
 from client.device import Device
 from client.effort import Effort, measured_pace, round_effort
 from client.quarc import QuarcResult
+from client.state import save_coreset
 from client.trainer import TrainingResult
 from common.config import Config
 from common.data.datasets import ImageSet
@@ -47,9 +48,9 @@ def test_a_round_without_scores_keeps_what_is_known_of_scoring() -> None:
     assert measured_pace(draws, earlier)["seconds-per-scored-sample"] == 0.02
 
 
-def effort_of(settings: dict[str, str | int | float | bool]) -> Effort:
+def effort_of(settings: dict[str, str | int | float | bool], kept: Coreset | None = None) -> Effort:
     """Of a device with 1,000 images, 0.1 s for training on one and 0.0125 s for scoring it, that
-    has 95 of 100 s."""
+    has 95 of 100 s in its first round, or in its second with a coreset that was kept."""
     images = ImageSet(
         images=torch.zeros(1000, 1, 2, 2, dtype=torch.uint8),
         labels=torch.zeros(1000, dtype=torch.int64),
@@ -63,10 +64,17 @@ def effort_of(settings: dict[str, str | int | float | bool]) -> Effort:
         pace=Pace(seconds_per_sample=0.1, seconds_per_scored_sample=0.0125),
     )
     request = TrainRequest(
-        stage=Stage.QUANTIZED, round_index=0, num_rounds=1, model=b"", model_hash=""
+        stage=Stage.QUANTIZED,
+        round_index=0 if kept is None else 1,
+        num_rounds=2,
+        model=b"",
+        model_hash="",
     )
+    records = RecordDict()
+    if kept is not None:
+        save_coreset(records, kept, images.digest)
     flat = {"coreset.balanced": False, "federation.round-timeout": 100.0, **settings}
-    return round_effort(Config.from_flat(flat), device, request, RecordDict())
+    return round_effort(Config.from_flat(flat), device, request, records)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +132,25 @@ def test_partial_work_leaves_time_for_scoring(
     )
     assert num_epochs == expected
     assert coreset.fraction == 0.1
+
+
+@pytest.mark.parametrize(
+    ("size", "adaptive", "expected"), [(500, True, 1), (600, True, 2), (600, False, 2)]
+)
+def test_partial_work_goes_by_the_coreset_that_is_trained_on(
+    size: int, adaptive: bool, expected: int
+) -> None:
+    """In 95 s the device can train twice on 475 images, or 474.5 of 1,000 for rounding. It goes on
+    with a coreset of 500, which leaves time for one epoch; one of 600 gives way to a new one. The
+    fixed share of 0.4 is 400 images."""
+    _, num_epochs = effort_of(
+        {
+            "coreset.adaptive": adaptive,
+            "coreset.fraction": 0.4,
+            "coreset.interval": 50,
+            "training.partial-work": True,
+            "training.local-epochs": 2,
+        },
+        Coreset(indices=torch.arange(size), epoch=0),
+    )
+    assert num_epochs == expected

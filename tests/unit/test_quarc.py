@@ -117,6 +117,21 @@ def test_a_coreset_of_a_later_epoch_gives_way() -> None:
     assert epochs == [3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("size", "adaptive", "expected"), [(14, True, []), (15, True, [5]), (15, False, [])]
+)
+def test_a_coreset_that_its_device_has_no_time_for_gives_way(
+    size: int, adaptive: bool, expected: list[int]
+) -> None:
+    """Half of 24 images are what there is time for: 12, and up to 14.4 are left alone. Chosen after
+    4 epochs with interval 50, a larger one ends with the next round."""
+    earlier = Coreset(indices=torch.arange(size), epoch=4)
+    config = CoresetConfig(selection="random", fraction=0.5, interval=50, adaptive=adaptive)
+    result, epochs = run(config, task(5, 2, 20), earlier)
+    assert epochs == expected
+    assert result.training.num_seen == 2 * (12 if expected else size)
+
+
 def test_random_epochs_come_first() -> None:
     """Three random epochs, interval 2: random at 0 and 2, scored at 3 and 5. Only the scored ones
     ask models: the student about 24 images each, the teacher, whose outputs are kept, once."""
