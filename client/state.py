@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,10 @@ TEACHER_FILE = "teacher.safetensors"
 
 KEPT_TEACHERS = 8
 """Teachers kept on disk; the least recently used ones beyond that are removed."""
+
+KEPT_OUTPUTS_SECONDS = 7 * 24 * 3600
+"""For which a teacher's outputs outlive their last use: those of images that have changed since are
+of no use to anybody."""
 
 INPUTS = "inputs"
 CORESET = "coreset"
@@ -118,13 +123,16 @@ class TeacherStore:
         digest = hashlib.blake2b(depends_on, digest_size=16)
         path = self._folder(teacher_hash) / f"outputs-{digest.hexdigest()}.npy"
         try:
-            return torch.from_numpy(np.load(path))
+            kept = torch.from_numpy(np.load(path))
+            _note_use(path)
+            return kept
         except (OSError, ValueError, EOFError):
             outputs = compute()
             values = outputs.numpy()
         try:
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, values)
+            self._prune_outputs(path.parent)
         except OSError as error:
             logger.warning(
                 "cannot write %s (%s): the teacher's outputs are computed again for the next "
@@ -143,15 +151,21 @@ class TeacherStore:
         for folder in sorted(self.root.iterdir(), key=_last_used)[:-KEPT_TEACHERS]:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _prune_outputs(self, folder: Path) -> None:
+        oldest = time.time() - KEPT_OUTPUTS_SECONDS
+        for path in folder.glob("outputs-*.npy"):
+            if _last_used(path) < oldest:
+                path.unlink(missing_ok=True)
+
 
 def _note_use(path: Path) -> None:
     with suppress(OSError):  # the disk may be read-only: then nothing is pruned either
         os.utime(path)
 
 
-def _last_used(folder: Path) -> float:
+def _last_used(path: Path) -> float:
     try:
-        return folder.stat().st_mtime
+        return path.stat().st_mtime
     except FileNotFoundError:  # another process has just removed it
         return 0.0
 

@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from client.coreset import Coreset
 from client.state import (
+    KEPT_OUTPUTS_SECONDS,
     KEPT_TEACHERS,
     State,
     TeacherStore,
@@ -238,6 +240,25 @@ class TestOutputs:
         other = store.outputs(self.HASH, IMAGES, fifth, (0.4,), "bfloat16")
         assert other[0, 0].item() == pytest.approx(0.5)
         assert [each.num_calls for each in (first, second, third, fourth, fifth)] == [1] * 5
+
+    def test_those_that_nobody_used_for_a_week_are_removed(self, tmp_path: Path) -> None:
+        """Of three sets of images, all last used long ago, one is used again: it stays when the
+        fourth is new. Those of another teacher, which nobody asks for, are left alone."""
+        store, outputs = TeacherStore(tmp_path), Outputs()
+        for images in ("1a", "2a", "3a"):
+            store.outputs(self.HASH, images, outputs)
+        store.outputs("cd34", "1a", outputs)
+        for path in tmp_path.rglob("outputs-*.npy"):
+            long_ago = time.time() - KEPT_OUTPUTS_SECONDS - 60
+            os.utime(path, (long_ago, long_ago))
+        store.outputs(self.HASH, "2a", outputs)
+        store.outputs(self.HASH, "4a", outputs)
+        assert len(files(store.root / self.HASH)) == 2
+        assert len(files(store.root / "cd34")) == 1
+        outputs.num_calls = 0
+        for images in ("2a", "4a"):
+            store.outputs(self.HASH, images, outputs)
+        assert outputs.num_calls == 0
 
     @pytest.mark.parametrize("length", [0, 5, 100, -1])
     def test_damaged_ones_are_computed_again(self, tmp_path: Path, length: int) -> None:
