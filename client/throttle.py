@@ -74,12 +74,15 @@ class Throttle:
         reason = self._reason(health, 0.0)
         if reason:
             log_event("training-paused", reason, level=logging.WARNING)
-            while self._reason(health, COOLING_CELSIUS):
-                if self._paused_seconds + self._now() - started > self._limits.max_pause_seconds:
-                    raise PausedTooLongError(reason)
-                self._sleep(PAUSE_SECONDS)
-                health = self._measure()
-            self._paused_seconds += self._now() - started
+            try:
+                while self._reason(health, COOLING_CELSIUS):
+                    paused_seconds = self._paused_seconds + self._now() - started
+                    if paused_seconds > self._limits.max_pause_seconds:
+                        raise PausedTooLongError(reason)
+                    self._sleep(PAUSE_SECONDS)
+                    health = self._measure()
+            finally:
+                self._paused_seconds += self._now() - started
             log_event("training-resumed")
         self._next_look = self._now() + CHECK_SECONDS
 
