@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import os
 import shutil
@@ -270,6 +271,12 @@ def get_health(host: str, port: int, ca: Path) -> None:
         if isinstance(error.reason, OSError):
             raise error.reason from error
         raise
+    except UnicodeError as error:
+        raise OSError(
+            f"{host} is no host name: between two dots it has nothing, or more than 63 letters"
+        ) from error
+    except http.client.HTTPException as error:
+        raise OSError("it gives no HTTP/1 answer, as a SuperLink does") from error
 
 
 def timed(function: Callable[[], None]) -> float:

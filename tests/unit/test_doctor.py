@@ -7,6 +7,7 @@ import errno
 import os
 import platform
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -75,6 +76,25 @@ def superlink(keys: KeyFolder) -> Iterator[str]:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def other_service(keys: KeyFolder) -> Iterator[str]:
+    """HOST:PORT of a server with the fleet's certificate that speaks HTTP/2 alone, as gRPC does."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys.root / "server.crt", keys.root / "server.key")
+    settings_frame = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+    class Framed(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with context.wrap_socket(self.request, server_side=True) as connection:
+                connection.recv(1000)
+                connection.sendall(settings_frame)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Framed) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
 
@@ -159,6 +179,32 @@ def test_a_server_that_is_not_there(keys: KeyFolder) -> None:
         port = unused.getsockname()[1]
         found = findings(superlink=f"127.0.0.1:{port}", ca=keys.root / "ca.crt")
     assert not found["SuperLink"].passed
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", "it gives no HTTP/1 answer"),
+        ("fleet..example.org:9443", "fleet..example.org is no host name"),
+        (f"{'a' * 64}.org:9443", "more than 63 letters"),
+    ],
+    ids=["another service", "an empty label", "a long label"],
+)
+def test_an_address_that_is_no_superlinks_is_one_sentence(
+    address: str,
+    said: str,
+    keys: KeyFolder,
+    other_service: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    superlink, ca = address or other_service, keys.root / "ca.crt"
+    finding = findings(superlink=superlink, ca=ca)["SuperLink"]
+    assert not finding.passed
+    assert said in finding.detail
+    assert main(["measure", "--superlink", superlink, "--ca", str(ca)]) == 2
+    errors = capsys.readouterr().err
+    assert f"{superlink} does not answer: " in errors
+    assert said in errors
 
 
 def test_no_server_is_asked_without_a_certificate_to_know_it_by(tmp_path: Path) -> None:
