@@ -5,6 +5,7 @@ their defaults (a test keeps the two equal); scenarios override some of them.
 """
 
 from common.config.coreset import (
+    NEVER,
     ONLINE,
     SCORING_COST,
     SELECTIONS,
@@ -50,6 +51,7 @@ __all__ = [
     "DEFAULT_KEYS",
     "FLOAT_BITS",
     "MODELS",
+    "NEVER",
     "ONLINE",
     "PARTITIONS",
     "PRIVACY_MECHANISMS",

@@ -76,7 +76,7 @@ def _check_coreset(config: Config) -> None:
             f"{training.correction!r} (only the logits that distillation alone needs are "
             f"kept, no features)"
         )
-    if training.teacher_views and coreset.selection != "full" and selection_interval(coreset) == 1:
+    if training.teacher_views and selection_interval(coreset) == 1:
         raise UserError(
             f"training.teacher-views = {training.teacher_views}: expected coreset.interval above 1 "
             f"(what is kept is kept as long as a coreset)"

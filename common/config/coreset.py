@@ -32,6 +32,9 @@ SCORING_COST = 0.5
 """Of running student and teacher on an image, relative to training on it once, rounded up: measured
 on ResNet-20, one thread, were 0.40 alone on the machine and 0.56 beside much other work."""
 
+NEVER = 10**9
+"""Epochs that no training has; added to one of its own they still fit into 32 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoresetConfig(Section, name="coreset"):
@@ -50,7 +53,8 @@ class CoresetConfig(Section, name="coreset"):
     adaptive_cap: float = setting(1.0, above=0.0, maximum=1.0)
     """Adaptive: largest share, however fast the device is."""
     interval: int = setting(0, minimum=0)
-    """Epochs between two selections; 0: 1 where they cost nothing (random, res-online), else 5."""
+    """Epochs between two selections; 0: 1 where they cost nothing (random, res-online), else 5
+    (full, which is always the same images, ignores it)."""
     random_epochs: int = setting(0, minimum=0)
     """Epochs at the start of the training on a random coreset: a model that has just been
     quantized scores at random as well."""
@@ -70,7 +74,9 @@ class CoresetConfig(Section, name="coreset"):
 
 
 def selection_interval(coreset: CoresetConfig) -> int:
-    """Epochs between two selections, R."""
+    """Epochs between two selections, R; all images have never to be chosen again."""
+    if coreset.selection == "full":
+        return NEVER
     return coreset.interval or (1 if coreset.selection in ("random", ONLINE) else 5)
 
 

@@ -13,6 +13,7 @@ from common.config import (
     DATASETS,
     DEFAULT_KEYS,
     MODELS,
+    NEVER,
     PARTITIONS,
     SECTION_TYPES,
     Config,
@@ -269,7 +270,15 @@ def test_selections_and_corrections_are_those_that_the_device_knows() -> None:
 
 @pytest.mark.parametrize(
     ("selection", "interval", "expected"),
-    [("random", 0, 1), ("res-online", 0, 1), ("quarc", 0, 5), ("random", 7, 7), ("quarc", 1, 1)],
+    [
+        ("random", 0, 1),
+        ("res-online", 0, 1),
+        ("quarc", 0, 5),
+        ("random", 7, 7),
+        ("quarc", 1, 1),
+        ("full", 0, NEVER),
+        ("full", 1, NEVER),
+    ],
 )
 def test_selections_that_cost_nothing_are_made_in_every_epoch(
     selection: str, interval: int, expected: int
@@ -283,4 +292,4 @@ def test_views_that_are_never_seen_again_are_refused() -> None:
     with pytest.raises(UserError, match=r"teacher-views = 4: expected coreset\.interval above 1"):
         Config(training=training, coreset=CoresetConfig(selection="random"))
     Config(training=training, coreset=CoresetConfig(selection="random", interval=2))
-    Config(training=training, coreset=CoresetConfig(selection="full"))
+    Config(training=training, coreset=CoresetConfig(selection="full", interval=1))

@@ -359,6 +359,24 @@ class TestCoreset:
         reply = answer(make_config(coreset__selection="full"), device)
         assert reply.metrics[NUM_EXAMPLES] == NUM_TRAIN
 
+    def test_full_is_never_chosen_again(self, device: Device) -> None:
+        """Two epochs a round, two views: from the second round on the teacher's outputs are there,
+        whatever the interval."""
+        config = make_config(
+            coreset__selection="full",
+            coreset__interval=1,
+            training__teacher_views=2,
+            training__local_epochs=2,
+        )
+        records, kept = RecordDict(), []
+        for round_index in range(4):
+            metrics = answer(config, device, records, round_index=round_index).metrics
+            kept.append(metrics["num-teacher-kept"])
+        assert kept == [0, 2 * NUM_TRAIN, 2 * NUM_TRAIN, 2 * NUM_TRAIN]
+        coreset = load_coreset(records, device.train.digest)
+        assert coreset is not None
+        assert coreset.epoch == 0
+
 
 class TestUpdates:
     def test_float32_is_the_trained_state(self, device: Device) -> None:
