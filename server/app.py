@@ -154,7 +154,8 @@ def _federate(
     dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
     module, is_trained = _float_module(config, dataset)
     reporter.start(config, run_folder)
-    courier = Courier(grid, timeout_seconds=config.federation.round_timeout, clock=clock)
+    timeout = config.federation.round_timeout if harness is None else harness.deadline_seconds
+    courier = Courier(grid, timeout_seconds=timeout, clock=clock)
     introduction = QueryRequest(inputs=InputSpec.of(dataset)).to_record()
     mixed_bits = config.device_bits if config.federation.mixed_bits else ()
     registry = DeviceRegistry(courier, reporter.note, introduction, mixed_bits)

@@ -58,6 +58,9 @@ def can_go_on(run_folder: Path, config: Config) -> bool:
 class Harness(Protocol):
     """What emulates hardware around the devices of a run."""
 
+    deadline_seconds: float
+    """How long it lets a device work, by its own clock, until it answers in the device's place."""
+
     def state(self) -> dict[str, Any]:
         """What the next round depends on, as JSON can hold it."""
 

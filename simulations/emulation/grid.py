@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from client.deadline import round_deadline
 from common.config import Config
 from common.errors import UserError
 from common.messages import REQUEST, Stage
@@ -63,6 +64,7 @@ class FleetGrid(GridView):
         self.config = config
         self.clock = clock
         self.unable = unable
+        self.deadline_seconds = round_deadline(config)
         self.costs = FleetCosts(emulation, config, workload, num_classes)
         self.ledger = FleetLedger(emulation, clock)
         self._num_required = required_replies(config)

@@ -23,6 +23,7 @@ from server.app import app, run_federation
 from server.model.evaluation import evaluate
 from server.records import recorder
 from tests.unit.fake_grid import Answer, FakeGrid, is_query, query_reply
+from tests.unit.test_emulation_grid import make_grid, profile
 
 pytest.importorskip("sklearn")
 
@@ -427,6 +428,32 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, run_fol
     with pytest.raises(UserError, match=r"other\.safetensors is not a resnet8"):
         run(run_folder, config)
     assert not run_folder.exists()
+
+
+def test_a_fleets_deadline_may_be_later_than_the_servers_timeout(run_folder: Path) -> None:
+    """Device 0 takes at least 1.6 s, 0.8 s of latency each way, device 1 at least 5 s: it is the
+    fourth to answer, with fleet.deadline 60, although device 0's second answer comes when
+    federation.round-timeout, 1 s, is long over."""
+    links = {"uplink_mbits": 8000.0, "downlink_mbits": 8000.0}
+    quick, slow = (profile(100.0, **links, latency_seconds=seconds) for seconds in (0.8, 2.5))
+    fedbuff = {"strategy.name": "fedbuff", "strategy.concurrency": 2, "strategy.buffer-size": 1}
+    settings = {**fedbuff, "fleet.name": "made", "fleet.deadline": 60.0, "data.num-devices": 2}
+    config = config_with({**settings, "federation.num-rounds": 4, "federation.min-devices": 1})
+    grid, nodes = make_grid(quick, slow, **config.to_flat())
+    nodes.answer = answer
+    run_federation(
+        grid,
+        config,
+        SilentReporter(),
+        run_folder,
+        clock=grid.clock,
+        annotate=grid.annotate,
+        harness=grid,
+    )
+    lines = [line for line in read_lines(run_folder) if line["kind"] == "device"]
+    trained = [line for line in lines if line["stage"] == "quantized" and line["task"] == "train"]
+    assert [line["partition_id"] for line in trained] == [0, 0, 0, 1]
+    assert {line["fate"] for line in trained} == {"trained"}
 
 
 def context_with(run_config: dict[str, Any]) -> Context:
