@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulations.display.text_table import MISSING, TextTable
 from simulations.paper.folder import CellResult, cell_key
@@ -42,6 +42,16 @@ class Entry:
     def trained(self) -> list[CellResult]:
         """The results that did not diverge."""
         return [result for result in self.results.values() if not result.diverged]
+
+    def on_seeds_of(self, other: Entry) -> Entry:
+        """With those results alone, if any, whose seed did not diverge in either entry."""
+        seeds = {seed for seed, result in other.results.items() if not result.diverged}
+        shared = {
+            seed: result
+            for seed, result in self.results.items()
+            if seed in seeds and not result.diverged
+        }
+        return replace(self, results=shared)
 
     def spread(self, measure: str) -> Spread | None:
         """Mean and standard deviation of one of `MEASURES`; None without any value."""
@@ -134,7 +144,11 @@ def _figures_table(grid: Grid, entries: Sequence[Entry]) -> TextTable:
 
 
 def _relative(entry: Entry, reference: Entry) -> list[str]:
-    """Difference of the mean Top-1, and ratio of the mean processor times."""
+    """Difference of the mean Top-1, and ratio of the mean processor times.
+
+    Over the seeds that both have: others would add their own difficulty to the difference.
+    """
+    entry, reference = entry.on_seeds_of(reference), reference.on_seeds_of(entry)
     pairs = [
         (entry.spread(measure), reference.spread(measure))
         for measure in ("top1_percent", "total_cpu_seconds")

@@ -140,6 +140,33 @@ def test_without_columns_a_table_of_all_figures_and_a_reference(tmp_path: Path) 
     ]
 
 
+def test_rows_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    """The reference has 60, 70 and 80 % with seeds 0, 1 and 2, in 10, 20 and 30 s. The second row
+    has 61 and 71 with seeds 0 and 1, which is 1 above in half the time, although its mean of 66 is
+    4 below the reference's 70; where only seed 0 did not diverge, 61 alone is compared, with 60.
+    The third row has diverged."""
+    grid = make_grid(tmp_path, REFERENCE)
+    cells = grid.cells(range(3))
+    full, fifth, nothing = (
+        {cell.seed: cell_key(cell) for cell in cells if cell.labels["data"] == label}
+        for label in ("full set", "a fifth", "nothing")
+    )
+
+    def rows(*of_fifth: tuple[int, float | None]) -> list[list[str]]:
+        def timed(accuracy: float | None, seed: int, share: float) -> CellResult:
+            seconds = share * 10 * (seed + 1)
+            return make_result(accuracy, train_seconds=seconds, select_seconds=0.0)
+
+        results = {full[seed]: timed(60.0 + 10 * seed, seed, 1.0) for seed in range(3)}
+        results |= {fifth[seed]: timed(accuracy, seed, 0.5) for seed, accuracy in of_fifth}
+        results[nothing[1]] = timed(None, 1, 0.1)
+        (table,) = text_tables(grid, collect(grid, cells, results))
+        return [row[-2:] for row in table.rows]
+
+    assert rows((0, 61.0), (1, 71.0)) == [["+0.00", "100.0 %"], ["+1.00", "50.0 %"], ["-", "-"]]
+    assert rows((0, 61.0), (2, None))[1] == ["+1.00", "50.0 %"]
+
+
 def test_without_the_references_result_nothing_is_compared(tmp_path: Path) -> None:
     grid = make_grid(tmp_path, REFERENCE)
     _, fifth, _ = grid.cells([0])
