@@ -21,7 +21,7 @@ from urllib.error import URLError
 import numpy as np
 
 from common.data.image_cache import ImageSource, ImageStream, OpenedSource, fingerprint
-from common.data.image_folder import folder_source
+from common.data.image_folder import TEST_FOLDERS, folder_source
 from common.data.parquet_images import open_parquet
 from common.errors import UserError
 
@@ -107,7 +107,8 @@ def cifar_source(name: str, root: Path | None, cache_dir: Path) -> ImageSource:
 def _advice(cifar: Cifar) -> str:
     return (
         f"set FEDQUARC_DATA to a folder that holds {cifar.torchvision_folder} (torchvision), "
-        f"train-*.parquet and test-*.parquet (Hugging Face), or train/CLASS/*.png"
+        f"train-*.parquet and test-*.parquet (Hugging Face), or train/CLASS/*.png and "
+        f"test/CLASS/*.png"
     )
 
 
@@ -218,6 +219,12 @@ def _parquet_source(name: str, folder: Path) -> ImageSource:
 
 
 def _tree_source(name: str, root: Path) -> ImageSource:
+    # Images held out of train/ are no substitute: published and shipped models were trained on it.
+    if not any((root / folder).is_dir() for folder in TEST_FOLDERS):
+        raise UserError(
+            f"{root} holds no test/CLASS/*.png: expected the test images of {CIFAR[name].title} "
+            f"beside train/CLASS/*.png"
+        )
     source = folder_source(root)
     return ImageSource(
         name=name,

@@ -210,6 +210,14 @@ class TestTree:
         with pytest.raises(UserError, match=r"has 9 class folders, CIFAR-10 has 10"):
             open_source(tmp_path)
 
+    def test_no_test_folder(self, tmp_path: Path) -> None:
+        """A fifth of ten images a class could be held out: of those that teachers trained on."""
+        write_tree(tmp_path / "train", CIFAR10, images=10)
+        with pytest.raises(UserError, match=r"holds no test/CLASS/\*\.png: .* of CIFAR-10 beside"):
+            open_source(tmp_path)
+        write_tree(tmp_path / "val", CIFAR10)
+        assert len(open_source(tmp_path).splits["test"].labels) == 10
+
     def test_other_size(self, tmp_path: Path) -> None:
         write_tree(tmp_path / "train", CIFAR10, side=28)
         write_tree(tmp_path / "test", CIFAR10, side=28)
