@@ -17,7 +17,7 @@ from common.settings import Scalar, refuse_unknown
 from simulations.settings.shipped import SCENARIOS
 from simulations.settings.yaml_text import parse_yaml, read_yaml
 
-PLACES = frozenset({"data.root", "run.out"})
+PLACES = frozenset({"data.root", "run.out", "run.resume"})
 """Settings that say where things are, not what is done."""
 
 

@@ -21,6 +21,7 @@ from simulations.comparison.groups import (
 from simulations.comparison.measures import ACCURACY, MEASURES
 from simulations.comparison.records import RunRecord
 from simulations.results.spread import Spread
+from simulations.settings.scenario import PLACES
 
 MEASURE = {measure.name: measure for measure in MEASURES}
 
@@ -47,14 +48,14 @@ def test_seeds_of_one_setting_are_a_group_wherever_they_were_written() -> None:
         [
             record(2, settings={"coreset.selection": "res", "run.out": "a"}),
             record(1, settings={"coreset.selection": "random", "data.root": "here"}),
-            record(0, settings={"coreset.selection": "res", "run.out": "b"}),
+            record(0, settings={"coreset.selection": "res", "run.resume": "b"}),
         ]
     )
     assert [group.label for group in comparison.groups] == ["res", "random"]
     assert [[run.seed for run in group.runs] for group in comparison.groups] == [[0, 2], [1]]
     assert list(comparison.varying) == ["coreset.selection"]
     assert comparison.shared["coreset.fraction"] == 0.1
-    assert not {"coreset.selection", "run.seed", "run.out", "data.root"} & set(comparison.shared)
+    assert not {"coreset.selection", "run.seed", *PLACES} & set(comparison.shared)
 
 
 def test_mean_and_sample_deviation_over_seeds() -> None:
