@@ -17,6 +17,7 @@ from torch import nn
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher, save_checkpoint
 from common.clock import Clock
 from common.config import Config
+from common.data.data_fingerprint import data_fingerprint
 from common.data.datasets import Dataset, load_dataset
 from common.data.input_spec import InputSpec
 from common.data.partition import configured_split
@@ -227,12 +228,11 @@ def _run_stages(
     """Teacher, quantized model, rounds; returns the facts of the run, the time aside."""
     config, note, checkpoints = session.config, session.reporter.note, session.checkpoints
     float_model = GlobalModel(module, dataset, config)
+    images = data_fingerprint(dataset)
+    _refuse_change(checkpoints, "data_fingerprint", images, "data set")
     teacher = _teacher(session, float_model, dataset, is_trained=is_trained)
     teacher_hash = content_hash(teacher)
-    if checkpoints.facts.setdefault("teacher_hash", teacher_hash) != teacher_hash:
-        raise UserError(
-            f"the teacher is not the one that the run in '{checkpoints.run_folder}' began with"
-        )
+    _refuse_change(checkpoints, "teacher_hash", teacher_hash, "teacher")
     session.courier.set_teacher(teacher_hash, encode_float(teacher, "float32", {}))
     session.registry.believe_teacher_at(checkpoints.earlier.get("teacher_partitions", []))
     float_figures = float_model.evaluate(teacher)
@@ -250,9 +250,18 @@ def _run_stages(
         "float_model": float_figures,
         "before": before,
         "teacher_hash": teacher_hash,
+        "data_fingerprint": images,
         "num_devices": len(session.registry.devices),
         "query_traffic": session.registry.traffic,
     }
+
+
+def _refuse_change(checkpoints: Checkpoints, name: str, digest: str, what: str) -> None:
+    """Keep a digest with the checkpoints; refuse another one than that of a run that goes on."""
+    if checkpoints.facts.setdefault(name, digest) != digest:
+        raise UserError(
+            f"the {what} is not the one that the run in '{checkpoints.run_folder}' began with"
+        )
 
 
 def _teacher(

@@ -285,7 +285,7 @@ class Checkpoints:
         self._resumed = snapshot
         if self.harness is not None:
             self.harness.restore(snapshot.facts["harness"])
-        kept = ("before", "teacher_hash")
+        kept = ("before", "teacher_hash", "data_fingerprint")
         self.facts = {name: snapshot.facts[name] for name in kept if name in snapshot.facts}
         log_event("run-resumed", stage=snapshot.facts["stage"], round=snapshot.facts["round"])
         self.note(f"going on after {snapshot.facts['stage']} round {snapshot.facts['round']}")

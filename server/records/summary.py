@@ -35,6 +35,8 @@ class RunFacts:
     before: Evaluation
     """The quantized model before training."""
     teacher_hash: str
+    data_fingerprint: str
+    """See `common.data.data_fingerprint`."""
     num_devices: int
     """Devices that were there when the run ended; of those that come and go not all that took
     part."""
@@ -83,6 +85,7 @@ def summarise(config: Config, rounds: Sequence[Line], facts: RunFacts) -> dict[s
         **_seconds(rounds, facts.wall_seconds),
         "warmup_rounds": len(of_stage(rounds, Stage.FLOAT)),
         "teacher_hash": facts.teacher_hash,
+        "data_fingerprint": facts.data_fingerprint,
         "versions": versions(),
     }
 

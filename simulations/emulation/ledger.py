@@ -91,6 +91,7 @@ class FleetLedger:
         """Of the whole run."""
         return {
             "fleet": self.emulation.fleet.name,
+            "fleet_fingerprint": self.emulation.fleet.fingerprint,
             "virtual_seconds": self.clock.now(),
             "joules": math.fsum(self.emulation.spent_joules),
             CLASS_ACCURACY: self._class_accuracy(),

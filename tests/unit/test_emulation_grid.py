@@ -457,6 +457,7 @@ def test_accuracy_of_each_class() -> None:
         figures = grid.annotate({**line, "correct": correct, "num_examples": examples})
         assert figures == {"device_class": "0.4 GFLOP/s" if partition_id == 2 else "slow"}
     summary = grid.annotate({"kind": "summary"})
+    assert summary["fleet_fingerprint"] == grid.emulation.fleet.fingerprint
     assert summary["class_accuracy"] == {"0.4 GFLOP/s": 100.0, "slow": 50.0}
 
 

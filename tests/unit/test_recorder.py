@@ -140,6 +140,7 @@ def make_summary(rounds: list[dict[str, Any]] = ROUNDS) -> dict[str, Any]:
         float_model=Evaluation(num_correct=9, num_examples=10, num_correct_top5=10, loss_sum=5.0),
         before=Evaluation(num_correct=2, num_examples=10, num_correct_top5=5, loss_sum=math.nan),
         teacher_hash="abc",
+        data_fingerprint="def",
         num_devices=10,
         query_traffic=Traffic(upload_bytes=7, download_bytes=8),
         wall_seconds=12.5,

@@ -13,6 +13,7 @@ from flwr.app import Context, Error, Message, MessageType, RecordDict
 
 from common.checkpoints import content_hash, load_checkpoint, save_checkpoint
 from common.config import Config
+from common.data.data_fingerprint import data_fingerprint
 from common.data.datasets import load_dataset
 from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, Status, TrainRequest
@@ -148,6 +149,7 @@ def test_from_warm_up_to_summary(run_folder: Path) -> None:
     assert requests[0].teacher_hash == ""
     assert {request.teacher_hash for request in requests[6:]} == {content_hash(teacher)}
     assert summary["teacher_hash"] == content_hash(teacher)
+    assert summary["data_fingerprint"] == data_fingerprint(load_dataset("digits"))
     sent_teachers = [request.teacher for request in requests[6:]]
     assert len(set(sent_teachers[:3])) == 1
     assert content_hash(decode_state(sent_teachers[0])) == content_hash(teacher)
@@ -428,6 +430,24 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, run_fol
     with pytest.raises(UserError, match=r"other\.safetensors is not a resnet8"):
         run(run_folder, config)
     assert not run_folder.exists()
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(partition_id: int, message: Message) -> Reply:
+        if message.metadata.message_type == MessageType.TRAIN:
+            request = TrainRequest.from_record(message.content)
+            if request.stage is Stage.QUANTIZED and request.round_index == 1:
+                raise KeyboardInterrupt
+        return answer(partition_id, message)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(run_folder, config_with(), killed)
+    digits = load_dataset("digits")
+    monkeypatch.setattr("server.app.load_dataset", lambda *_: replace(digits, train=digits.test))
+    with pytest.raises(UserError, match=r"the data set is not the one that the run in .* began"):
+        run(run_folder, config_with({"run.resume": str(run_folder)}))
 
 
 def test_a_fleets_deadline_may_be_later_than_the_servers_timeout(run_folder: Path) -> None:
