@@ -20,6 +20,7 @@ from client.teacher_views import TeacherViews
 from client.trainer import DivergedError
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher
 from common.config import Config, DataConfig, ModelConfig
+from common.data.data_fingerprint import data_fingerprint
 from common.data.datasets import Dataset, ImageSet, load_dataset
 from common.errors import UserError
 from common.folding import fold_batch_norm
@@ -67,6 +68,7 @@ class Workbench:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.dataset = lru_cache(maxsize=1)(self._dataset)
+        self.data_fingerprint = lru_cache(maxsize=1)(self._data_fingerprint)
         self.teacher = lru_cache(maxsize=1)(self._teacher)
         self.teacher_outputs = lru_cache(maxsize=1)(self._teacher_outputs)
 
@@ -78,6 +80,9 @@ class Workbench:
 
     def _dataset(self, data: DataConfig) -> Dataset:
         return load_dataset(data.dataset, data.root or None, data.image_size or None)
+
+    def _data_fingerprint(self, data: DataConfig) -> str:
+        return data_fingerprint(self.dataset(data))
 
     def _teacher(self, data: DataConfig, config: ModelConfig) -> Teacher:
         path = find_teacher(data, config)
@@ -147,7 +152,7 @@ def run_cell(
         try:
             outcome = _train(config, workbench, student, on_progress)
         except DivergedError as error:
-            return _diverged(str(error), teacher, workbench)
+            return _diverged(str(error), config, teacher, workbench)
         return CellResult(
             accuracy=top1(student, dataset.test, dataset),
             diverged="",
@@ -163,6 +168,7 @@ def run_cell(
             train_cpu_seconds=outcome.train_cpu_seconds,
             device=workbench.device_name,
             versions=versions(),
+            data_fingerprint=workbench.data_fingerprint(config.data),
         )
 
 
@@ -241,7 +247,7 @@ def _has_pool(config: Config, images: ImageSet) -> bool:
     return draw_pool(config.coreset, images.labels, torch.Generator()) is not None
 
 
-def _diverged(reason: str, teacher: Teacher, workbench: Workbench) -> CellResult:
+def _diverged(reason: str, config: Config, teacher: Teacher, workbench: Workbench) -> CellResult:
     return CellResult(
         accuracy=None,
         diverged=reason,
@@ -257,6 +263,7 @@ def _diverged(reason: str, teacher: Teacher, workbench: Workbench) -> CellResult
         train_cpu_seconds=0.0,
         device=workbench.device_name,
         versions=versions(),
+        data_fingerprint=workbench.data_fingerprint(config.data),
     )
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from simulations.settings.scenario import PLACES
 FORMAT = 1
 GRID_FILE = "grid.json"
 CELL_FOLDER = "cells"
+DATA_SETTINGS = ("data.dataset", "data.image-size")
+"""What names a cell's images."""
 TEACHER_SETTINGS = ("data.dataset", "model.name", "model.teacher")
 """What a cell's teacher is found by."""
 
@@ -59,6 +61,8 @@ class CellResult:
     device: str
     """What it ran on: "cpu", or the GPU's name."""
     versions: Mapping[str, str]
+    data_fingerprint: str = ""
+    """See `common.data.data_fingerprint`; empty in a cell from before it was recorded."""
 
 
 class ResultFolder:
@@ -116,16 +120,15 @@ class ResultFolder:
                 )
         return result
 
-    def teacher_hashes(self, cell: Cell) -> set[str]:
-        """Of all finished cells, of any seed, that name the same teacher as this one."""
+    def results_beside(self, cell: Cell, keys: Sequence[str]) -> list[CellResult]:
+        """Of all finished cells, of any seed, that have these settings in common with this one."""
         settings = resolved_settings(cell)
-        mine = {key: settings[key] for key in TEACHER_SETTINGS}
         found = map(_read_cell, (self.path / CELL_FOLDER).glob("*.json"))
-        return {
-            result.teacher_hash
+        return [
+            result
             for recorded, result in filter(None, found)
-            if all(recorded.get(key) == value for key, value in mine.items())
-        }
+            if all(recorded.get(key) == settings[key] for key in keys)
+        ]
 
     @contextlib.contextmanager
     def claim(self, cell: Cell, *, wait: bool) -> Iterator[bool]:

@@ -16,7 +16,13 @@ from common.units import format_duration
 from simulations.display.progress import TrainingProgress
 from simulations.display.terminal import print_line
 from simulations.paper.cell import Workbench, find_teacher, run_cell
-from simulations.paper.folder import CellResult, ResultFolder, cell_key
+from simulations.paper.folder import (
+    DATA_SETTINGS,
+    TEACHER_SETTINGS,
+    CellResult,
+    ResultFolder,
+    cell_key,
+)
 from simulations.paper.grid import Cell, Grid, title
 from simulations.paper.plot import to_png
 from simulations.paper.table import collect, text_tables, to_csv, to_markdown
@@ -33,8 +39,8 @@ def run_cells(
     """Run what is not finished; every cell is kept as soon as it is.
 
     Raises:
-        UserError: data or teacher are missing, the teacher is another one than that of the
-            finished cells, or the disk is full.
+        UserError: data or teacher are missing or are others than those of the finished cells, or
+            the disk is full.
     """
     by_key: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -57,6 +63,7 @@ def run_cells(
             for name, cell in left:
                 named = (cell.config.data, cell.config.model)
                 if named not in checked:
+                    _check_same_data(cell, folder, workbench)
                     _check_same_teacher(cell, folder, workbench)
                     checked.add(named)
                 if wait and folder.load(cell) is None:
@@ -79,10 +86,27 @@ def _advance(progress: TrainingProgress, cell: Cell, share: float) -> None:
     progress.advance(share, cell.work_done(share) / cell.work)
 
 
+def _check_same_data(cell: Cell, folder: ResultFolder, workbench: Workbench) -> None:
+    """Refuse to mix results of two data sets that have one name."""
+    beside = folder.results_beside(cell, DATA_SETTINGS)
+    recorded = {result.data_fingerprint for result in beside} - {""}
+    if not recorded:
+        return
+    mine = workbench.data_fingerprint(cell.config.data)
+    others = recorded - {mine}
+    if others:
+        raise UserError(
+            f"results folder {folder.path} was made with other images under the same name "
+            f"({cell.config.data.dataset}): {min(others)[:12]} there and {mine[:12]} here; "
+            f"give another folder with --out"
+        )
+
+
 def _check_same_teacher(cell: Cell, folder: ResultFolder, workbench: Workbench) -> None:
     """Refuse to mix results of two teachers that were kept under one name."""
     mine = workbench.teacher(cell.config.data, cell.config.model).content_hash
-    others = folder.teacher_hashes(cell) - {mine}
+    beside = folder.results_beside(cell, TEACHER_SETTINGS)
+    others = {result.teacher_hash for result in beside} - {mine}
     if others:
         raise UserError(
             f"results folder {folder.path} was made with another teacher under the same name "

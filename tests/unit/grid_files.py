@@ -46,6 +46,7 @@ def make_result(
     train_seconds: float = 10.0,
     select_seconds: float = 1.0,
     teacher_hash: str = "0" * 64,
+    data_fingerprint: str = "",
 ) -> CellResult:
     """A result; None for an accuracy: the training diverged. Processor time is twice the wall's."""
     return CellResult(
@@ -63,4 +64,5 @@ def make_result(
         train_cpu_seconds=2 * train_seconds,
         device="cpu",
         versions={"torch": "2", "python": "3"},
+        data_fingerprint=data_fingerprint,
     )

@@ -7,6 +7,7 @@ import torch
 
 from common.checkpoints import save_checkpoint
 from common.config import Config
+from common.data.data_fingerprint import data_fingerprint
 from common.errors import UserError
 from common.inference import top1
 from common.models import create_model, load_state, model_state
@@ -64,6 +65,7 @@ def test_a_cell_trains_and_is_measured(teacher: Path, workbench: Workbench) -> N
     assert result.accuracy is not None
     assert result.accuracy > result.teacher_accuracy - 15
     assert result.diverged == ""
+    assert result.data_fingerprint == data_fingerprint(dataset)
     assert result.device == "cpu"
     assert min(result.train_seconds, result.train_cpu_seconds) > 0
 

@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 
 from common.config import Config
+from common.data.data_fingerprint import data_fingerprint
+from common.data.datasets import load_dataset
 from common.errors import UserError
 from simulations import cli
 from simulations.display.progress import TrainingProgress
@@ -172,6 +174,25 @@ def test_results_of_another_teacher_are_refused(
         with pytest.raises(UserError, match=r"another teacher under the same name .*: f{12} there"):
             run_cells(grid, cells, folder, CPU, console())
     assert trained == []
+
+
+def test_results_of_other_images_are_refused(
+    tmp_path: Path, trained: list[tuple[str, float, int]]
+) -> None:
+    """Of digits that are others; cells from before images had a fingerprint are as good as any."""
+    grid = make_grid(tmp_path)
+    first, second = grid.cells([0])[:2]
+    folder = ResultFolder(tmp_path / "out", grid)
+    folder.save(first, make_result(data_fingerprint="f" * 32))
+    with pytest.raises(
+        UserError, match=r"other images under the same name \(digits\): f{12} there"
+    ):
+        run_cells(grid, grid.cells([1]), folder, CPU, console())
+    assert trained == []
+    folder.save(first, make_result())
+    folder.save(second, make_result(data_fingerprint=data_fingerprint(load_dataset("digits"))))
+    run_cells(grid, grid.cells([1]), folder, CPU, console())
+    assert len(trained) == 4
 
 
 def test_another_data_set_may_have_another_teacher(
