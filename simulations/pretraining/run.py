@@ -20,6 +20,7 @@ from client.trainer import train
 from common.atomic_file import replacing
 from common.checkpoints import save_checkpoint
 from common.config import Config
+from common.data.data_fingerprint import data_fingerprint
 from common.data.datasets import Dataset
 from common.errors import UserError
 from common.inference import top1
@@ -106,7 +107,7 @@ def pretrain(
 
     Raises:
         UserError: ``out`` exists or cannot be written, or an unfinished training beside it had
-            other settings.
+            other settings or images.
         DivergedError: on a loss or weight that is not finite.
     """
     check_out(out)
@@ -122,9 +123,10 @@ def pretrain(
     optimizer = make_optimizer(model, task)
     unfinished = out.with_name(f".{out.name}.unfinished")
     settings = {key: value for key, value in config.to_flat().items() if key not in PLACES}
+    images = data_fingerprint(dataset)
     first_epoch = 0
     if unfinished.exists():
-        first_epoch = _resume(unfinished, model, optimizer, settings, device)
+        first_epoch = _resume(unfinished, model, optimizer, settings, images, device)
     if on_start is not None:
         on_start(first_epoch)
     everything = torch.arange(len(train_set))
@@ -141,7 +143,7 @@ def pretrain(
                 optimizer=optimizer,
                 on_progress=on_progress,
             )
-            _keep(unfinished, model, optimizer, settings, epoch + 1)
+            _keep(unfinished, model, optimizer, settings, images, epoch + 1)
             if on_epoch is not None:
                 on_epoch(epoch + 1, result.mean_loss)
         accuracy = top1(model, dataset.test, dataset)
@@ -190,11 +192,13 @@ def _keep(
     model: torch.nn.Module,
     optimizer: torch.optim.SGD,
     settings: Mapping[str, Scalar],
+    images: str,
     epochs_done: int,
 ) -> None:
     """Write an unfinished training: the file holds the earlier epoch or all of this one."""
     content = {
         "settings": dict(settings),
+        "data_fingerprint": images,
         "epochs_done": epochs_done,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -216,6 +220,7 @@ def _resume(
     model: torch.nn.Module,
     optimizer: torch.optim.SGD,
     settings: Mapping[str, Scalar],
+    images: str,
     device: torch.device,
 ) -> int:
     """Load an unfinished training; the number of epochs done."""
@@ -233,6 +238,12 @@ def _resume(
                 f"the unfinished training {path} has {key} = {recorded.get(key)!r}, now it is "
                 f"{value!r}: remove the file to start anew, or choose another --out"
             )
+    # One that is older than the fingerprint has none.
+    if content.get("data_fingerprint", images) != images:
+        raise UserError(
+            f"the unfinished training {path} has seen other images than those that data.root or "
+            f"FEDQUARC_DATA names now: remove the file to start anew, or choose another --out"
+        )
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     return int(content["epochs_done"])

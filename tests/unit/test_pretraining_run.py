@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,15 @@ def test_other_settings_do_not_go_on_with_it(tmp_path: Path, digits: Dataset) ->
     unfinished.write_bytes(unfinished.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"unfinished is damaged .*: remove it to start anew"):
         pretrain.pretrain(small_config(), digits, out, CPU)
+
+
+def test_other_images_do_not_go_on_with_it(tmp_path: Path, digits: Dataset) -> None:
+    out = tmp_path / "teacher.safetensors"
+    with pytest.raises(Killed):
+        pretrain.pretrain(small_config(), digits, out, CPU, on_epoch=kill_after(1))
+    others = replace(digits, train=digits.test)
+    with pytest.raises(UserError, match=r"unfinished has seen other images .*: remove the file"):
+        pretrain.pretrain(small_config(), others, out, CPU)
 
 
 def test_a_full_disk_keeps_the_epochs_before(
