@@ -15,7 +15,13 @@ from typing import Any
 
 from common.errors import UserError
 from common.lock import hold
-from simulations.comparison.records import is_finished, is_run_folder, read_settings
+from simulations.comparison.records import (
+    RunRecord,
+    is_finished,
+    is_run_folder,
+    read_run,
+    read_settings,
+)
 from simulations.comparison.sweep import RUN_OUT, RUN_RESUME, PlannedRun, Sweep
 from simulations.results.files import GOES_ON, write_atomically
 
@@ -78,6 +84,15 @@ class ComparisonFolder:
     def run_folder(self, run: PlannedRun) -> Path:
         """Where a run's files are."""
         return self.path / RUN_FOLDER / run.name
+
+    def finished_runs(self) -> list[RunRecord]:
+        """All that are there in full, of earlier calls as well.
+
+        Raises:
+            UserError: one is damaged.
+        """
+        folders = sorted((self.path / RUN_FOLDER).glob("*"))
+        return [read_run(folder) for folder in folders if is_finished(folder)]
 
     def is_finished(self, run: PlannedRun) -> bool:
         """Whether a run is there in full.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from common.config import Config
 from common.errors import UserError
 from common.settings import Scalar
+from simulations.comparison.fingerprints import add_fingerprints
 from simulations.comparison.records import RunRecord
 from simulations.results.spread import Spread
 from simulations.settings.scenario import PLACES
@@ -71,16 +72,22 @@ class Measure:
 def compare_runs(records: Sequence[RunRecord]) -> Comparison:
     """Group runs that differ in their seed only.
 
+    Where runs of the same settings had other images, teachers or fleets under one name, these tell
+    groups apart as settings do.
+
     Raises:
         UserError: two runs have the same settings and the same seed.
     """
     by_settings: dict[tuple[tuple[str, Scalar], ...], list[RunRecord]] = {}
-    for record in records:
-        key = tuple(sorted(_compared(record).items()))
+    settings: list[dict[str, Scalar]] = []
+    compared = add_fingerprints(records, [_compared(record) for record in records])
+    for record, own in zip(records, compared, strict=True):
+        key = tuple(sorted(own.items()))
+        if key not in by_settings:
+            settings.append(own)
         by_settings.setdefault(key, []).append(record)
     for runs in by_settings.values():
         _refuse_equal_seeds(runs)
-    settings = [_compared(runs[0]) for runs in by_settings.values()]
     keys = dict.fromkeys(key for compared in settings for key in compared)
     varying = [key for key in keys if len({_identity(each.get(key)) for each in settings}) > 1]
     is_named = all(record.name for record in records)

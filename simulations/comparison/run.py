@@ -13,6 +13,7 @@ from rich.console import Console
 from common.config import Config
 from common.messages import Stage
 from common.units import format_duration
+from simulations.comparison.fingerprints import refuse_mixture
 from simulations.comparison.folder import ComparisonFolder
 from simulations.comparison.records import RunRecord, read_run
 from simulations.comparison.sweep import PlannedRun
@@ -66,9 +67,12 @@ def run_missing(
     run that fails does not keep the others from being run; it is tried again the next time.
 
     Raises:
-        UserError: a finished run was made with other settings.
+        UserError: a finished run was made with other settings, or with other data, another teacher
+            or fleet under the same name.
     """
     waiting = [run for run in runs if not folder.is_finished(run)]
+    if waiting:
+        refuse_mixture(folder.finished_runs(), [run.config for run in waiting])
     if len(waiting) < len(runs):
         print_line(console, f"{len(runs) - len(waiting)} finished already, {len(waiting)} to run")
     failures = []
@@ -97,8 +101,11 @@ def read_finished(
     """The finished runs, and the names of the others.
 
     Raises:
-        UserError: a finished run is damaged or was made with other settings.
+        UserError: a finished run is damaged or was made with other settings, or some were made
+            with other data, teachers or fleets under the same name than others.
     """
     finished = [run for run in runs if folder.is_finished(run)]
     missing = [run.name for run in runs if run not in finished]
-    return [read_run(folder.run_folder(run), run.label) for run in finished], missing
+    records = [read_run(folder.run_folder(run), run.label) for run in finished]
+    refuse_mixture(records)
+    return records, missing

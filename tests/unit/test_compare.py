@@ -159,6 +159,28 @@ def test_a_run_made_with_other_settings_is_refused(
     assert "data.alpha is 0.25 there and 0.5 here" in capsys.readouterr().err
 
 
+def test_runs_of_other_images_are_refused_before_another_is_made(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the seed that is asked for, and of one that is not; tables of both are refused as well."""
+    compare("--set", "coreset.selection=[res]")
+    summary = Path(f"out/runs/{RES_0}/summary.json")
+    finished = json.loads(summary.read_text())
+    summary.write_text(json.dumps({**finished, "data_fingerprint": "f" * 32}))
+    for seeds in ("0,1", "1"):
+        assert compare("--set", "coreset.selection=[res]", "--seeds", seeds) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"{RES_0} was made with another data set under the same name" in message
+    assert runs.names == [RES_0]
+    summary.write_text(json.dumps(finished))
+    compare("--seeds", "0,1")
+    for name, digit in ((RES_0, "e"), (FULL_1, "f")):
+        summary = Path(f"out/runs/{name}/summary.json")
+        summary.write_text(json.dumps({**finished, "data_fingerprint": digit * 32}))
+    assert compare("--seeds", "0,1", "--report-only") == 2
+    assert "another data set" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [{"note.txt": "x"}, {"comparison.json": "{"}])
 def test_other_folders_are_left_alone(
     content: dict[str, str], runs: Runs, capsys: pytest.CaptureFixture[str]
