@@ -9,13 +9,14 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from common.arguments import add_settings_argument
 from common.errors import UserError
+from common.settings import Scalar
 from server.records.recorder import CONFIG_FILE
 from simulations.bench.command import add_bench_command
 from simulations.comparison.command import add_compare_command, add_report_command
@@ -109,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.scenario is None:
             # Its settings name the folder that it was begun in.
             overrides.append("run.out=")
-    scenario = load_scenario(_scenario_of(options), overrides)
+    scenario = load_scenario(_scenario_of(options), overrides, _fit_settings)
     prepare_process(options)
 
     # Imported late: `list` and bad input need no Flower.
@@ -121,6 +122,15 @@ def _run(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_go_on(options, reporter.run_folder)) from None
     return 0
+
+
+def _fit_settings(settings: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    if not settings.get("fleet.name"):
+        return settings
+    # Imported late: it needs torch.
+    from simulations.emulation.fleet_file import fit_settings
+
+    return fit_settings(settings)
 
 
 def _scenario_of(options: argparse.Namespace) -> str:

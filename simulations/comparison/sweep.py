@@ -21,9 +21,9 @@ from simulations.comparison.groups import (
     format_value,
     short_names,
 )
-from simulations.emulation.fleet import fit_scenario
-from simulations.emulation.fleet_file import load_fleet
-from simulations.settings.scenario import PLACES, Scenario, parse_overrides, read_scenario
+from simulations.emulation.fleet import NUM_DEVICES
+from simulations.emulation.fleet_file import fit_settings
+from simulations.settings.scenario import PLACES, parse_overrides, read_scenario
 from simulations.settings.shipped import SCENARIOS
 
 RUN_OUT, RUN_RESUME = "run.out", "run.resume"
@@ -45,8 +45,10 @@ class Sweep:
     def compared(self) -> dict[str, Scalar]:
         """All settings with one value, defaults included, but for seed and places."""
         # Some values together may be refused without the others: take a whole combination.
-        first = next(self.combinations())
-        flat = Config.from_flat({**self.settings, **first}).to_flat()
+        settings = {**self.settings, **next(self.combinations())}
+        flat = Config.from_flat(fit_settings(settings)).to_flat()
+        # As it was set: other combinations may have other fleets, of other sizes.
+        flat[NUM_DEVICES] = settings.get(NUM_DEVICES, Config().data.num_devices)
         left_out = {*NOT_COMPARED, *self.axes}
         return {key: value for key, value in flat.items() if key not in left_out}
 
@@ -143,18 +145,15 @@ def plan_runs(sweeps: Sequence[Sweep]) -> list[PlannedRun]:
 def _planned(
     sweep: Sweep, chosen: Mapping[str, Scalar], seed: int, *, is_alone: bool
 ) -> PlannedRun:
-    settings = {**sweep.settings, **chosen, SEED: seed}
-    scenario = Scenario(name=sweep.name, settings=settings, config=Config.from_flat(settings))
-    if scenario.config.fleet.name:
-        # As a run does, so that what it records is what was planned.
-        scenario = fit_scenario(scenario, load_fleet(scenario.config.fleet.name))
+    # As a run does, so that what it records is what was planned.
+    settings = fit_settings({**sweep.settings, **chosen, SEED: seed})
     keys = list(sweep.axes)
     shown = describe_settings(chosen, keys) if keys else ""
     return PlannedRun(
         name=_folder_name(sweep, chosen, seed),
         label="" if is_alone else ", ".join(part for part in (sweep.name, shown) if part),
-        settings=scenario.settings,
-        config=scenario.config,
+        settings=settings,
+        config=Config.from_flat(settings),
     )
 
 

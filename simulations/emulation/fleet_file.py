@@ -89,6 +89,21 @@ def fleet_overrides(name_or_path: str, settings: Mapping[str, Scalar]) -> list[s
     return [f"fleet.name='{quoted}'"]
 
 
+def fit_settings(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Settings with as many devices as the fleet that they name has, where it fixes their number.
+
+    Others, as federation.min-devices, are checked against that number.
+
+    Raises:
+        UserError: if there is no such fleet, or for anything wrong in it.
+    """
+    name = settings.get("fleet.name")
+    fleet = load_fleet(name) if name and isinstance(name, str) else None
+    if fleet is None or not fleet.num_devices:
+        return dict(settings)
+    return {**settings, NUM_DEVICES: fleet.num_devices}
+
+
 def _parse_class(
     where: str, name: str, values: Any, shipped: Mapping[str, Any], folder: Path
 ) -> FleetClass:

@@ -5,7 +5,7 @@ A scenario may nest its settings by section or name them flat (``section.key``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,23 @@ class Scenario:
     """All settings, checked."""
 
 
-def load_scenario(name_or_path: str, overrides: Iterable[str] = ()) -> Scenario:
+def load_scenario(
+    name_or_path: str,
+    overrides: Iterable[str] = (),
+    fit: Callable[[Mapping[str, Scalar]], Mapping[str, Scalar]] = dict,
+) -> Scenario:
     """A scenario with ``key=value`` overrides.
 
     Args:
         name_or_path: The name of a shipped scenario, or the path of a YAML file.
         overrides: Settings that replace those of the file; values are YAML scalars.
+        fit: Completes the settings before they are checked together, by what a fleet fixes.
 
     Raises:
         UserError: if there is no such scenario, or for anything wrong in it or in ``overrides``.
     """
     path = SCENARIOS.find(name_or_path)
-    settings = {**read_scenario(path), **parse_overrides(overrides)}
+    settings = fit({**read_scenario(path), **parse_overrides(overrides)})
     return Scenario(name=path.stem, settings=settings, config=Config.from_flat(settings))
 
 

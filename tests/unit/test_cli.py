@@ -8,6 +8,7 @@ import pytest
 from common.settings import Scalar
 from simulations import cli, runner
 from simulations.display.console import ConsoleReporter
+from simulations.settings.scenario import Scenario
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,17 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_checked_against_the_number_of_devices_that_a_fleet_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scenario has ten devices, the fleet a hundred."""
+    started: list[Scenario] = []
+    monkeypatch.setattr(runner, "run_scenario", lambda scenario, *_, **__: started.append(scenario))
+    settings = ["--set", "federation.min-devices=20", "run.seed=1"]
+    assert cli.main(["run", "digits", "--fleet", "mixed-100", *settings]) == 0
+    assert [scenario.config.data.num_devices for scenario in started] == [100]
 
 
 def test_a_folder_in_use_is_refused_before_anything_starts(

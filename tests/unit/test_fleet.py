@@ -8,7 +8,7 @@ import pytest
 from common.config import Config
 from common.errors import UserError
 from simulations.emulation.fleet import check_fleet, fit_scenario
-from simulations.emulation.fleet_file import fleet_overrides, load_fleet
+from simulations.emulation.fleet_file import fit_settings, fleet_overrides, load_fleet
 from simulations.settings.scenario import load_scenario
 from simulations.settings.shipped import FLEETS
 
@@ -200,6 +200,21 @@ class TestRun:
         assert scenario.settings["data.num-devices"] == 100
         unchanged = load_scenario("digits")
         assert fit_scenario(unchanged, load_fleet("flaky")) is unchanged
+
+    def test_settings_are_checked_against_the_fleets_number(self) -> None:
+        """Twenty of 100 devices, where a scenario's own are ten."""
+        settings = ["fleet.name=mixed-100", "federation.min-devices=20"]
+        with pytest.raises(UserError, match=r"at most data\.num-devices = 10"):
+            load_scenario("digits", settings)
+        scenario = load_scenario("digits", settings, fit_settings)
+        assert (scenario.config.data.num_devices, scenario.config.federation.min_devices) == (
+            100,
+            20,
+        )
+        assert fit_settings({"fleet.name": "flaky"}) == {"fleet.name": "flaky"}
+        assert fit_settings({"data.alpha": 1.0}) == {"data.alpha": 1.0}
+        with pytest.raises(UserError, match="unknown fleet 'nope'"):
+            fit_settings({"fleet.name": "nope"})
 
     def test_another_number_on_the_command_line_is_refused(self) -> None:
         assert fleet_overrides("mixed-100", {"data.num-devices": 100}) == ["fleet.name='mixed-100'"]

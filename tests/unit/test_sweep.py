@@ -126,5 +126,9 @@ def test_a_fleet_of_a_fixed_number_sets_the_number_of_devices(tmp_path: Path) ->
     runs = planned(file)
     assert [run.config.data.num_devices for run in runs] == [10, 100, 7]
     assert [run.compared["data.num-devices"] for run in runs] == [10, 100, 7]
+    few = ("federation.min-devices=20", "fleet.name=[mixed-100, mixed-1000]")
+    sweep = load_sweep(file, few)
+    assert [run.config.data.num_devices for run in plan_runs([sweep])] == [100, 1000]
+    assert sweep.compared["data.num-devices"] == 7
     with pytest.raises(UserError, match="unknown fleet 'nope'"):
         planned(file, overrides=("fleet.name=nope",))
