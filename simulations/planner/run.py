@@ -11,9 +11,10 @@ from rich.console import Console
 
 from common.config import Config
 from common.errors import UserError
+from common.settings import Scalar
 from common.units import format_bytes
 from simulations.display.terminal import print_line
-from simulations.emulation.fleet import DeviceFleet
+from simulations.emulation.fleet import NUM_DEVICES, DeviceFleet
 from simulations.emulation.fleet_file import load_fleet
 from simulations.emulation.flops import count_flops
 from simulations.emulation.hardware import Emulation
@@ -26,6 +27,7 @@ from simulations.planner.summary import classes_table, rounds_table, to_csv, tot
 from simulations.results.files import write_atomically
 from simulations.settings.scenario import load_scenario, parse_overrides
 
+NUM_ROUNDS = "federation.num-rounds"
 CSV_FILE, PICTURE_FILE = "rounds.csv", "rounds.png"
 
 
@@ -45,20 +47,30 @@ def run_plan(
         fleet_name: a shipped fleet, or a YAML file; one of a fixed number of devices is scaled.
         scenario_name: a shipped scenario, or a YAML file.
         overrides: ``key=value`` settings.
-        num_devices: None: the fleet's own number, or the scenario's.
-        num_rounds: None: the scenario's.
+        num_devices: None: that of ``overrides``, the fleet's own number, or the scenario's.
+        num_rounds: None: that of ``overrides``, or the scenario's.
         num_samples: training images of a device.
         out: folder of the files.
 
     Raises:
         UserError: for what a user can mend.
     """
-    if "fleet.name" in parse_overrides(overrides):
-        raise UserError("fleet.name is set twice: by --set and by --fleet")
+    given = parse_overrides(overrides)
+    for key, option, value in (
+        ("fleet.name", "--fleet", fleet_name),
+        (NUM_DEVICES, "--devices", num_devices),
+        (NUM_ROUNDS, "--rounds", num_rounds),
+    ):
+        if value is not None and key in given:
+            raise UserError(f"{key} is set twice: by --set and by {option}")
     console = Console()
     fleet = load_fleet(fleet_name)
-    config = load_scenario(scenario_name, overrides).config
-    config = resize(config, num_devices or fleet.num_devices or None, num_rounds)
+    counts: dict[str, Scalar] = {}
+    if num_devices or (fleet.num_devices and NUM_DEVICES not in given):
+        counts[NUM_DEVICES] = num_devices or fleet.num_devices
+    if num_rounds is not None:
+        counts[NUM_ROUNDS] = num_rounds
+    config = load_scenario(scenario_name, overrides, lambda settings: {**settings, **counts}).config
     fleet = scale_fleet(fleet, config.data.num_devices)
     started = time.perf_counter()
     plan = make_plan(fleet, config, num_samples=num_samples)
@@ -106,20 +118,6 @@ def make_plan(fleet: DeviceFleet, config: Config, *, num_samples: int) -> FleetP
         num_samples=num_samples,
         num_classes=num_classes,
     )
-
-
-def resize(config: Config, num_devices: int | None, num_rounds: int | None) -> Config:
-    """The configuration with another number of devices and rounds.
-
-    Raises:
-        UserError: a number is out of range.
-    """
-    flat = config.to_flat()
-    if num_devices is not None:
-        flat["data.num-devices"] = num_devices
-    if num_rounds is not None:
-        flat["federation.num-rounds"] = num_rounds
-    return Config.from_flat(flat)
 
 
 def scale_fleet(fleet: DeviceFleet, num_devices: int) -> DeviceFleet:

@@ -74,6 +74,20 @@ def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     assert (out / "rounds.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_numbers_of_devices_and_rounds_may_be_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """A fleet of 100 is scaled; what else is set is checked against the number that is planned."""
+    arguments = ["plan", "--fleet", "mixed-100", "--scenario", "digits", "--samples", "50"]
+    assert cli.main([*arguments, "--set", "data.num-devices=200", "federation.num-rounds=3"]) == 0
+    output = capsys.readouterr().out
+    assert "200 devices of mixed-100" in output
+    assert "\n3 rounds: " in output
+    few = ["--rounds", "1", "--set", "federation.min-devices=150"]
+    assert cli.main([*arguments, "--devices", "300", *few]) == 0
+    assert "300 devices of mixed-100" in capsys.readouterr().out
+    assert cli.main([*arguments, *few]) == 2
+    assert "at most data.num-devices = 100" in capsys.readouterr().err
+
+
 def test_a_plan_that_cannot_be_written_promises_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +104,14 @@ def test_a_plan_that_cannot_be_written_promises_nothing(
     [
         (["--fleet", "nope"], "unknown fleet 'nope'"),
         (["--fleet", "pi-lab", "--set", "fleet.name=flaky"], "fleet.name is set twice"),
+        (
+            ["--fleet", "pi-lab", "--devices", "9", "--set", "data.num-devices=9"],
+            "data.num-devices is set twice: by --set and by --devices",
+        ),
+        (
+            ["--fleet", "pi-lab", "--rounds", "9", "--set", "federation.num-rounds=9"],
+            "federation.num-rounds is set twice: by --set and by --rounds",
+        ),
         (["--fleet", "pi-lab", "--set", "fleet.deadline=1e-6"], "no device can meet it"),
         (["--fleet", "pi-lab", "--devices", "2000000"], "data.num-devices = 2000000"),
     ],
