@@ -9,7 +9,6 @@ and evaluations on devices are the harness's own measurements: they take no virt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,6 +28,7 @@ from simulations.emulation.costs import FleetCosts, message_sizes
 from simulations.emulation.drops import Dropped
 from simulations.emulation.hardware import Attempt, Emulation, Fate, doomed, settle_attempts
 from simulations.emulation.ledger import FleetLedger
+from simulations.emulation.settling import replies_wanted
 from simulations.emulation.tasks import FleetTasks
 from simulations.emulation.workload import Workload
 from simulations.engines.worker import FIRST_NODE_ID
@@ -127,9 +127,8 @@ class FleetGrid(GridView):
                 attempts[node_id], cost=self.costs.of_reply(stage, least, sizes[node_id], reply)
             )
 
-        # Enough for a round in any case: what is spared are those beyond.
-        num_wanted = max(
-            self._num_required, math.ceil(len(messages) / self.config.fleet.over_selection)
+        num_wanted = replies_wanted(
+            len(messages), self.config.fleet.over_selection, self._num_required
         )
         settled, round_seconds = settle_attempts(
             list(attempts.values()), num_wanted=num_wanted, deadline=deadline

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 TRAINED, LATE, SURPLUS, FAILED = range(4)
 """As `simulations.emulation.hardware.Fate`, in its order."""
+
+
+def replies_wanted(num_asked: int, over_selection: float, num_required: int) -> int:
+    """How many replies end a round; the devices beyond them are surplus.
+
+    Args:
+        num_asked: devices.
+        over_selection: how many times as many are asked as are wanted.
+        num_required: fewest replies that make a round.
+    """
+    # 21 / 1.4 is 15.000000000000002 in floating point.
+    return max(num_required, math.ceil(num_asked / over_selection - 1e-9))
 
 
 def settle(

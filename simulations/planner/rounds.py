@@ -25,7 +25,7 @@ from server.exchange.courier import POLL_SECONDS
 from server.strategies.flower import required_replies
 from simulations.emulation.fleet import check_fleet
 from simulations.emulation.hardware import Attempt, Emulation, require_possible
-from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED, settle
+from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED, replies_wanted, settle
 from simulations.emulation.workload import Workload
 from simulations.planner.kept_views import KeptViews
 from simulations.planner.payload import MessageSizes
@@ -183,7 +183,7 @@ class FleetPlan:
             )
             costs.append(cost)
             seconds[at] = heard
-        num_wanted = max(self._required, math.ceil(len(asked) / fleet.over_selection))
+        num_wanted = replies_wanted(len(asked), fleet.over_selection, self._required)
         fates, round_seconds = settle(
             seconds, fails, num_wanted=num_wanted, deadline=fleet.deadline
         )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulations.emulation.hardware import FATES, Fate
-from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED, settle
+from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED, replies_wanted, settle
 
 
 def fates_of(
@@ -16,6 +16,18 @@ def fates_of(
         np.array(seconds), np.array(fails, dtype=bool), num_wanted=num_wanted, deadline=deadline
     )
     return fates.tolist(), round_seconds
+
+
+@pytest.mark.parametrize(
+    ("num_asked", "over_selection", "num_required", "wanted"),
+    [(20, 1.0, 1, 20), (20, 1.3, 1, 16), (21, 1.4, 1, 15), (3, 1.5, 3, 3)],
+)
+def test_over_selection_wants_its_part_of_the_replies(
+    num_asked: int, over_selection: float, num_required: int, wanted: int
+) -> None:
+    """20 / 1.3 = 15.4, rounded up; 21 / 1.4 is 15, in floating point a little more; 3 / 1.5 = 2
+    are fewer than make a round."""
+    assert replies_wanted(num_asked, over_selection, num_required) == wanted
 
 
 @pytest.mark.parametrize(
