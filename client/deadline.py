@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from client.coreset import STUDENT_FREE
 from client.selection import needs_teacher_outputs
@@ -106,8 +105,8 @@ def selection_seconds(
 ) -> float:
     """What a selection takes; a selection that needs no outputs of a model does not run it.
 
-    All images are scored by the student, and once by the teacher, or, with a pool of p coresets, p
-    times the coreset by both.
+    All images are scored by the student, and once by the teacher, or, with a pool of p coresets
+    that is not all of them, p times the coreset by both.
 
     Args:
         coreset: its settings.
@@ -116,13 +115,18 @@ def selection_seconds(
         num_samples: training images of the device.
         is_first: whether the teacher's outputs are still to be computed.
     """
-    runs_student = coreset.selection not in STUDENT_FREE
-    runs_teacher = needs_teacher_outputs(coreset.selection)
-    if factor := pool_factor(coreset):
-        num_passes = factor * coreset_size * (runs_student + runs_teacher)
+    runs_student, runs_teacher = _models_that_score(coreset)
+    pool = pool_factor(coreset) * coreset_size
+    if 0 < pool < num_samples:
+        num_passes = pool * (runs_student + runs_teacher)
     else:
         num_passes = num_samples * (runs_student + (runs_teacher and is_first))
     return num_passes * pace.seconds_per_scored_sample
+
+
+def _models_that_score(coreset: CoresetConfig) -> tuple[bool, bool]:
+    """Whether a selection runs the student, and whether the teacher."""
+    return coreset.selection not in STUDENT_FREE, needs_teacher_outputs(coreset.selection)
 
 
 def fitting_fraction(
@@ -149,17 +153,19 @@ def fitting_fraction(
     Returns:
         At least coreset.adaptive-floor, at most coreset.adaptive-cap.
     """
-    coreset = config.coreset
+    coreset, factor = config.coreset, pool_factor(config.coreset)
     per_image = config.training.local_epochs * pace.seconds_per_sample
-    selecting = partial(
-        selection_seconds, coreset, pace, num_samples=num_samples, is_first=is_first
-    )
-    if pool_factor(coreset):
-        per_image += selecting(coreset_size=1)
-    else:
-        seconds -= selecting(coreset_size=0)
     # A balanced coreset rounds every class, to at least one image: up by less than one.
-    size = seconds / per_image - (num_classes if coreset.balanced else 0.5)
+    rounding = num_classes if coreset.balanced else 0.5
+    scoring_all = selection_seconds(
+        coreset, pace, coreset_size=num_samples, num_samples=num_samples, is_first=is_first
+    )
+    size = (seconds - scoring_all) / per_image - rounding
+    surely = min(coreset.adaptive_cap * num_samples, size) - rounding
+    # Of a coreset that may be too small for it to hold all images, the pool grows with it.
+    if factor and factor * surely < num_samples:
+        scoring = factor * sum(_models_that_score(coreset)) * pace.seconds_per_scored_sample
+        size = seconds / (per_image + scoring) - rounding
     return min(coreset.adaptive_cap, max(coreset.adaptive_floor, size / num_samples))
 
 

@@ -30,7 +30,7 @@ from client.selection import (
 from client.task import TrainingTask
 from client.teacher_views import TeacherViews
 from client.trainer import TrainingResult, proximal_anchors, train
-from common.config import ONLINE, Config, CoresetConfig, pool_factor
+from common.config import ONLINE, Config, CoresetConfig
 from common.data.augmentation import augment_batch
 from common.data.datasets import Dataset, ImageSet
 from common.qat import calibrate
@@ -128,7 +128,9 @@ def train_on_coresets(
                 num_selections += 1
                 if now.selection not in STUDENT_FREE:
                     num_scored += num_candidates
-                if needs_teacher_outputs(now.selection) and (is_first or pool_factor(config) > 0):
+                # On all images the teacher's outputs are computed once and kept.
+                is_pool = num_candidates < len(images)
+                if needs_teacher_outputs(now.selection) and (is_first or is_pool):
                     num_teacher_scored += num_candidates
                 if views is not None:
                     views.forget()

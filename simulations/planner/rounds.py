@@ -290,9 +290,9 @@ class FleetPlan:
         scored = 0 if coreset.selection in STUDENT_FREE else pool * num_selections
         teacher_scored: int | NDArray[np.int64] = 0
         if needs_teacher_outputs(coreset.selection):
-            # Without a pool the teacher's outputs on all images are computed once and kept.
+            # On all images the teacher's outputs are computed once and kept.
             is_first = ~has_scored & (num_selections > 0)
-            teacher_scored = pool * (num_selections if factor else is_first)
+            teacher_scored = pool * (num_selections if pool < num_samples else is_first)
         metrics = {
             "num-seen": np.full(len(devices), float(epochs * size)),
             "num-scored": scored,

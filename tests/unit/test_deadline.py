@@ -12,6 +12,7 @@ from client.deadline import (
     fitting_fraction,
     round_deadline,
     seconds_to_compute,
+    selection_seconds,
     update_bytes,
 )
 from common.config import Config
@@ -56,9 +57,36 @@ class TestFraction:
         assert fraction(make_config(), seconds=95.0, is_first=True) == pytest.approx(0.2745)
 
     def test_a_pool_costs_in_proportion(self) -> None:
-        """An image costs 0.2 s of training and 3 x 2 x 0.02 s of scoring: 95 / 0.32 = 296.875."""
+        """An image costs 0.2 s of training and 3 x 2 x 0.02 s of scoring: 64 / 0.32 = 200, half an
+        image less for rounding."""
         config = make_config(coreset__pool=3.0)
-        assert fraction(config, seconds=95.0) == pytest.approx(0.296375)
+        assert fraction(config, seconds=64.0) == pytest.approx(0.1995)
+
+    def test_a_pool_of_all_images_costs_no_more_than_they_do(self) -> None:
+        """Three times 374.5 images are all 1000 of them: as without a pool, the teacher has scored
+        them. The first time there is room for 274.5, whose pool is smaller: 95 / 0.32 = 296.875.
+        With at most 0.2 of the images the pool is never all of them."""
+        config = make_config(coreset__pool=3.0)
+        assert fraction(config, seconds=95.0) == pytest.approx(0.3745)
+        assert fraction(config, seconds=95.0, is_first=True) == pytest.approx(0.296375)
+        capped = make_config(coreset__pool=3.0, coreset__adaptive_cap=0.2)
+        assert fraction(capped, seconds=60.0) == pytest.approx(0.187)
+
+    @pytest.mark.parametrize(
+        ("size", "is_first", "seconds"),
+        [(100, False, 12.0), (400, False, 20.0), (400, True, 40.0), (1000, True, 40.0)],
+    )
+    def test_a_selections_time(self, size: int, is_first: bool, seconds: float) -> None:
+        """A pool of 300 for student and teacher; from 334 images on the pool is all 1000, which
+        the teacher scores the first time only."""
+        taken = selection_seconds(
+            make_config(coreset__pool=3.0).coreset,
+            PACE,
+            coreset_size=size,
+            num_samples=1000,
+            is_first=is_first,
+        )
+        assert taken == pytest.approx(seconds)
 
     def test_a_balanced_coreset_leaves_room_for_rounding(self) -> None:
         """375 images less one of each of ten classes."""

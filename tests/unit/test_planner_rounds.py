@@ -140,6 +140,30 @@ def test_random_epochs_cost_no_selection(random_epochs: int, mega_operations: li
 
 
 @pytest.mark.parametrize(
+    ("pool", "mega_operations"),
+    [
+        # 5 x 10 images, by student and teacher in every selection: 50 x (2 + 1).
+        (5.0, [220, 220]),
+        # 10 x 10 are all 100: 200 in every selection, and 100 of the teacher in the first.
+        (10.0, [370, 270]),
+    ],
+)
+def test_a_pool_of_all_images_is_scored_by_the_teacher_once(
+    pool: float, mega_operations: list[int]
+) -> None:
+    """70 MFLOP to train on 10 images, a selection in each of two rounds."""
+    plan, _ = make_plan(
+        FleetClass(profile=FAST, count=1),
+        coreset__interval=1,
+        coreset__pool=pool,
+        federation__num_rounds=2,
+    )
+    seconds = [planned.virtual_seconds for planned in plan.run()]
+    computing = [seconds[0] - (1.5 + 0.6), seconds[1] - (1.0 + 0.6)]
+    assert computing == pytest.approx([number / 1000 for number in mega_operations])
+
+
+@pytest.mark.parametrize(
     ("interval", "mega_operations"),
     [
         # Views 0 and 1 in the first two epochs, then what is kept of them: 3 - 2, 3 and 3 epochs.

@@ -206,6 +206,15 @@ def test_the_teacher_is_asked_for_what_is_scored(
         assert set(result.coreset.indices.tolist()) <= set(asked[0].tolist())
 
 
+def test_a_pool_of_all_images_is_scored_by_the_teacher_once() -> None:
+    """Four times 2 of 8 images are all of every class, 24, in each of two selections."""
+    config = CoresetConfig(selection="res", fraction=0.25, pool=4.0, interval=1)
+    asked: list[Tensor | None] = []
+    result, _ = run(config, task(0, 2, 2), asked=asked)
+    assert asked == [None, None]
+    assert (result.num_scored, result.num_teacher_scored) == (48, 24)
+
+
 def test_calibration_sets_the_activation_steps() -> None:
     """Steps wait at 1; weight-only models have none to set and stay as they are."""
     images, dataset = tiny_set()
