@@ -178,10 +178,10 @@ class FleetPlan:
         seconds = np.empty(len(asked))
         costs = []
         for index, at in enumerate(members):
-            cost, heard = self._cost(
+            cost, heard, upload = self._cost(
                 index, round_index, asked[at], fails[at], parts[at], delays[at], downloads[at]
             )
-            costs.append(cost)
+            costs.append((cost, upload))
             seconds[at] = heard
         num_wanted = replies_wanted(len(asked), fleet.over_selection, self._required)
         fates, round_seconds = settle(
@@ -191,7 +191,7 @@ class FleetPlan:
 
         joules = down = up = 0.0
         load = LoadCurve(round_seconds)
-        for index, (at, cost) in enumerate(zip(members, costs, strict=True)):
+        for index, (at, (cost, upload)) in enumerate(zip(members, costs, strict=True)):
             stopped = np.minimum(seconds[at], round_seconds)
             idle = np.where(fates[at] == FAILED, 0.0, round_seconds - stopped)
             done = cost.until(stopped)
@@ -199,7 +199,7 @@ class FleetPlan:
             emulation.spent_joules[asked[at]] += energy
             joules += float(energy.sum())
             down += load.add_downloads(cost, done, downloads[at])
-            up += load.add_uploads(cost, done, float(self.sizes.reply_bytes))
+            up += load.add_uploads(cost, done, upload)
             self.fate_counts[index] += np.bincount(fates[at], minlength=4)
             self.seconds_sum[index] += float(seconds[at][fates[at] == TRAINED].sum())
         counts = np.bincount(fates, minlength=4)
@@ -231,11 +231,12 @@ class FleetPlan:
         parts: Floats,
         delays: Floats,
         downloads: Floats,
-    ) -> tuple[Any, Floats]:
-        """What the task costs devices of one class, and when the server hears of each.
+    ) -> tuple[Any, Floats, Floats]:
+        """What the task costs devices of one class, when the server hears of each, and the bytes
+        of each one's reply.
 
         As in an emulation, a device that breaks off, or that will be late whatever it does, is
-        charged the least that its task can cost: it is not trained.
+        charged the least that its task can cost: it is not trained, and has no reply.
         """
         profile, deadline = self.profiles[index], self.config.fleet.deadline
         num_samples = self.num_samples[index]
@@ -250,15 +251,16 @@ class FleetPlan:
         trains = ~fails & (least <= deadline if deadline else True)
         flops = np.full(len(devices), least_flops)
         flops[trains] = self._training_flops(index, round_index, devices[trains])
+        uploads = np.where(trains, float(self.sizes.reply_bytes), 0.0)
         cost = array_cost(
             profile,
             flops=flops,
             download_bytes=downloads,
-            upload_bytes=np.where(trains, float(self.sizes.reply_bytes), 0.0),
+            upload_bytes=uploads,
             delay_seconds=delays,
         )
         heard = np.where(fails, parts * least, cost.virtual_seconds)
-        return cost, heard
+        return cost, heard, uploads
 
     def _training_flops(self, index: int, round_index: int, devices: NDArray[np.int64]) -> Floats:
         """Operations of selections that are due and of all epochs; notes when devices selected."""

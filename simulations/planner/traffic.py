@@ -44,19 +44,20 @@ class LoadCurve:
             0, begin, done.virtual_download_seconds, cost.virtual_download_seconds, num_bytes
         )
 
-    def add_uploads(self, cost: Any, done: Any, num_bytes: float) -> float:
+    def add_uploads(self, cost: Any, done: Any, num_bytes: Floats) -> float:
         """Count the uploads of some devices; returns the bytes that went.
 
         Args:
             cost: a `TaskCost` of their tasks, of arrays [devices].
             done: the part of them that was done in the round.
-            num_bytes: of a reply.
+            num_bytes: of their replies, [devices].
         """
         begin = (
             done.virtual_delay_seconds + done.virtual_download_seconds
         ) + done.virtual_compute_seconds
-        sizes = np.full(np.shape(begin), num_bytes)
-        return self._add(1, begin, done.virtual_upload_seconds, cost.virtual_upload_seconds, sizes)
+        return self._add(
+            1, begin, done.virtual_upload_seconds, cost.virtual_upload_seconds, num_bytes
+        )
 
     @property
     def download_peak_gbits(self) -> float:

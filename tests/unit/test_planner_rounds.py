@@ -221,6 +221,22 @@ def test_a_deadline_drops_who_is_late() -> None:
     assert plan.fate_counts.tolist() == [[0, 3, 0, 0], [2, 0, 0, 0]]
 
 
+def test_who_breaks_off_or_is_late_for_certain_sends_no_reply() -> None:
+    """A slow device takes at least 0.5 + 4 s down, 0.35 s for five images and 0.5 s up: too long
+    for 5.2 s, in the last 0.35 s of which it would have begun to send. What arrives is 0.1 MB of
+    every fast device that does not break off."""
+    plan, _ = make_plan(
+        FleetClass(profile=SLOW, count=3),
+        FleetClass(profile=replace(FAST, failure_rate=0.5), count=8),
+        fleet__deadline=5.2,
+        federation__num_rounds=1,
+    )
+    (planned,) = plan.run()
+    assert planned.num_late == 3
+    assert 0 < planned.num_failed < 8
+    assert planned.upload_bytes == pytest.approx(planned.num_trained * 0.1e6)
+
+
 def test_peaks_are_those_of_all_lines_together() -> None:
     """Eight devices at 16 Mbit/s down, less what latency takes: 16 Mbit in 1.5 s is 10.7 Mbit/s."""
     plan, _ = make_plan(FleetClass(profile=FAST, count=8), federation__num_rounds=1)
