@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from common.payloads.update_choice import encode_update
 from common.payloads.updates import Metadata, encode_float
 from common.qat import calibrate, prepare
 from common.seeding import numpy_generator, torch_generator
+from common.units import format_bytes
 from server.model.forms import pack_model
 
 INPUTS: dict[str, tuple[int, tuple[int, int, int]]] = {
@@ -53,9 +55,17 @@ class MessageSizes:
     """To a device that has the teacher."""
     first_request_bytes: int
     """To a device that does not have it."""
-    reply_bytes: int
+    reply_bytes: Mapping[int, int]
+    """By the weight bits that a device trains at."""
     float32_reply_bytes: int
     """The reply, were its update float32."""
+
+    def describe_replies(self) -> str:
+        """``40 kB``, or ``40 kB at 2 bits, 60 kB at 4 bits`` where devices differ."""
+        sizes = self.reply_bytes.items()
+        if len(sizes) == 1:
+            return ", ".join(format_bytes(size) for _, size in sizes)
+        return ", ".join(f"{format_bytes(size)} at {bits} bits" for bits, size in sizes)
 
 
 def known_inputs(config: Config) -> tuple[int, tuple[int, int, int]]:
@@ -86,9 +96,11 @@ def measure_messages(config: Config) -> MessageSizes:
         generator=torch_generator(config.run.seed, "model"),
     )
     teacher = model_state(float_model)
-    student = prepare(float_model, config.quantization)
-    calibrate(student, [torch.rand(2, *image_shape)], config.quantization)
-    base = model_state(student)
+    students = {
+        bits: _student(float_model, config.at_bits(bits), image_shape)
+        for bits in config.device_bits
+    }
+    base = model_state(students[config.quantization.weight_bits])
     model, _ = pack_model(base, config.federation.downlink_format)
     digest = "0" * 32
     request = TrainRequest(
@@ -103,7 +115,10 @@ def measure_messages(config: Config) -> MessageSizes:
     return MessageSizes(
         request_bytes=record_bytes(request.to_record()),
         first_request_bytes=record_bytes(first.to_record()),
-        reply_bytes=record_bytes(_reply(config, request, _update(config, student, base, digest))),
+        reply_bytes={
+            bits: record_bytes(_reply(config, request, _update(config, student, digest)))
+            for bits, student in students.items()
+        },
         float32_reply_bytes=record_bytes(
             _reply(
                 config, request, encode_float(base, "float32", {"round": 0, "base-hash": digest})
@@ -112,10 +127,17 @@ def measure_messages(config: Config) -> MessageSizes:
     )
 
 
-def _update(
-    config: Config, student: nn.Module, base: dict[str, np.ndarray], base_hash: str
-) -> bytes:
+def _student(
+    float_model: nn.Module, config: Config, image_shape: tuple[int, int, int]
+) -> nn.Module:
+    student = prepare(float_model, config.quantization)
+    calibrate(student, [torch.rand(2, *image_shape)], config.quantization)
+    return student
+
+
+def _update(config: Config, student: nn.Module, base_hash: str) -> bytes:
     """A changed model in the configured update format."""
+    base = model_state(student)
     generator = numpy_generator(config.run.seed, "plan-update")
     changed = {
         name: np.asarray(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from client.coreset import SMALLEST_CORESET, STUDENT_FREE
 from client.selection import first_scored_epoch, needs_teacher_outputs
+from common.bit_widths import choose_bits
 from common.config import ASYNCHRONOUS, Config, pool_factor, selection_interval
 from common.devices import DeviceProfile, task_cost, task_joules
 from common.errors import UserError
@@ -251,7 +252,10 @@ class FleetPlan:
         trains = ~fails & (least <= deadline if deadline else True)
         flops = np.full(len(devices), least_flops)
         flops[trains] = self._training_flops(index, round_index, devices[trains])
-        uploads = np.where(trains, float(self.sizes.reply_bytes), 0.0)
+        bits = choose_bits(self.config.device_bits, profile.weight_bits, 0)
+        # Devices of a class that supports none of the bits are never asked.
+        reply_bytes = 0 if bits is None else self.sizes.reply_bytes[bits]
+        uploads = np.where(trains, float(reply_bytes), 0.0)
         cost = array_cost(
             profile,
             flops=flops,

@@ -82,7 +82,7 @@ def run_plan(
     for line in (
         f"{title}, seed {config.run.seed}",
         f"request {format_bytes(sizes.request_bytes)} (the first, with the teacher, "
-        f"{format_bytes(sizes.first_request_bytes)}), reply {format_bytes(sizes.reply_bytes)} "
+        f"{format_bytes(sizes.first_request_bytes)}), reply {sizes.describe_replies()} "
         f"(as float32 {format_bytes(sizes.float32_reply_bytes)}), "
         f"{training / 1e6:.4g} MFLOP to train on an image",
     ):

@@ -26,7 +26,7 @@ FLOPS = ModelFlops(
 SIZES = MessageSizes(
     request_bytes=1_000_000,
     first_request_bytes=2_000_000,
-    reply_bytes=100_000,
+    reply_bytes={2: 100_000, 4: 200_000},
     float32_reply_bytes=1_000_000,
 )
 SLOW = DeviceProfile(
@@ -237,6 +237,18 @@ def test_who_breaks_off_or_is_late_for_certain_sends_no_reply() -> None:
     assert planned.upload_bytes == pytest.approx(planned.num_trained * 0.1e6)
 
 
+def test_a_reply_has_the_size_of_its_bit_width() -> None:
+    """Two devices of 2 bits send 0.1 MB each, three of up to 4 bits 0.2 MB."""
+    plan, _ = make_plan(
+        FleetClass(profile=replace(SLOW, weight_bits=(2,)), count=2),
+        FleetClass(profile=replace(FAST, weight_bits=(2, 4)), count=3),
+        federation__mixed_bits="2,4",
+        federation__num_rounds=1,
+    )
+    (planned,) = plan.run()
+    assert planned.upload_bytes == pytest.approx(0.8e6)
+
+
 def test_peaks_are_those_of_all_lines_together() -> None:
     """Eight devices at 16 Mbit/s down, less what latency takes: 16 Mbit in 1.5 s is 10.7 Mbit/s."""
     plan, _ = make_plan(FleetClass(profile=FAST, count=8), federation__num_rounds=1)
@@ -309,7 +321,7 @@ def event_by_event(
                     profile,
                     flops=plan.workload.of_reply(Stage.QUANTIZED, metrics, 100),
                     download_bytes=down,
-                    upload_bytes=SIZES.reply_bytes,
+                    upload_bytes=SIZES.reply_bytes[2],
                     delay_seconds=float(delays[device]),
                 )
                 attempt = replace(attempt, cost=cost)

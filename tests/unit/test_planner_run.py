@@ -1,6 +1,7 @@
 """Tests of ``python -m simulations plan``: sizes, fleets, tables and files."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,25 @@ def test_sizes_are_those_of_packed_messages(update_format: str, least: float, mo
         "federation.update-format": update_format,
     }
     sizes = measure_messages(Config.from_flat(settings))
-    assert least <= sizes.reply_bytes / sizes.float32_reply_bytes <= most
+    assert least <= sizes.reply_bytes[2] / sizes.float32_reply_bytes <= most
     # ResNet-20 for 100 classes has 275,572 weights, four bytes each, and running statistics.
     assert 4 * 275_572 < sizes.request_bytes < 4 * 275_572 * 1.05
     assert 2 * 4 * 275_572 < sizes.first_request_bytes < 2 * 4 * 275_572 * 1.05
+
+
+def test_codes_of_every_bit_width_are_measured() -> None:
+    """4-bit codes are twice as large as 2-bit ones; scales, names and statistics are the same."""
+    mixed: dict[str, Scalar] = {
+        "model.name": "resnet20",
+        "federation.update-format": "codes",
+        "federation.mixed-bits": "2,4",
+    }
+    sizes = measure_messages(Config.from_flat(mixed))
+    assert 1.5 < sizes.reply_bytes[4] / sizes.reply_bytes[2] < 2
+    alone = measure_messages(Config.from_flat({**mixed, "federation.mixed-bits": ""}))
+    assert dict(alone.reply_bytes) == {2: sizes.reply_bytes[2]}
+    assert "at" not in alone.describe_replies()
+    assert re.fullmatch(r"\S+ kB at 2 bits, \S+ kB at 4 bits", sizes.describe_replies())
 
 
 def test_a_small_downlink_is_measured_as_well() -> None:
