@@ -110,7 +110,7 @@ def _parse_class(
     _expect_mapping(where, values)
     _refuse_unknown(where, values, (*MEMBER_KEYS, *CLASS_KEYS))
     like = values.get("like", name)
-    if "like" in values and like not in shipped:
+    if "like" in values and not (isinstance(like, str) and like in shipped):
         raise UserError(f"{where}: like = {like!r}: expected one of {', '.join(shipped)}")
     own = {key: value for key, value in values.items() if key not in MEMBER_KEYS}
     if "seconds-per-sample" in own and "training-gflops" in own:

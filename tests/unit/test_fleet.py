@@ -90,6 +90,7 @@ def test_a_fixed_number_of_devices() -> None:
         ("classes: {}", "classes is empty"),
         ("clases: {}", "unknown setting 'clases'"),
         ("classes: {a: {like: pi-9, share: 1}}", "like = 'pi-9': expected one of raspberry"),
+        ("classes: {a: {like: [pi-9], share: 1}}", "like = ['pi-9']: expected one of raspberry"),
         ("classes: {raspberry-pi-4: {share: 0.4}}", "the shares add up to 0.4, not to 1"),
         ("classes: {raspberry-pi-4: {share: -1}}", "share = -1: expected"),
         ("classes: {raspberry-pi-4: {count: 0}}", "count = 0: expected a whole number"),
