@@ -53,13 +53,18 @@ def _paper(options: argparse.Namespace) -> int:
     from simulations.paper.grid import select_cells
     from simulations.paper.grid_file import load_grid
     from simulations.paper.plot import NEEDED_FOR
-    from simulations.paper.run import command_line, default_folder, run_cells, write_tables
+    from simulations.paper.run import (
+        command_line,
+        default_folder,
+        run_cells,
+        table_cells,
+        write_tables,
+    )
     from simulations.results.files import GOES_ON
     from simulations.torch_device import torch_device
 
     grid = load_grid(options.table, options.settings)
-    all_cells = grid.cells(options.seeds)
-    chosen = select_cells(grid, all_cells, options.only)
+    chosen = select_cells(grid, grid.cells(options.seeds), options.only)
     device = torch_device(options.device)
     # Noticed now rather than after hours of cells.
     import_extra("matplotlib.figure", needed_for=NEEDED_FOR)
@@ -68,11 +73,13 @@ def _paper(options: argparse.Namespace) -> int:
 
     def report() -> None:
         keys = {cell_key(cell) for cell in chosen}
+        all_cells = table_cells(grid, options.seeds, folder)
         others = [cell for cell in all_cells if cell_key(cell) not in keys]
         # Where the table holds what earlier calls chose, too, --only would not make it again.
         is_of_this_call = all(folder.load(cell) is None for cell in others)
         only = options.only if is_of_this_call else []
-        command = command_line(options.table, options.seeds, options.settings, only)
+        seeds = sorted({cell.seed for cell in all_cells})
+        command = command_line(options.table, seeds, options.settings, only)
         write_tables(grid, all_cells, folder, command, console)
 
     end_cleanly_when_told()

@@ -120,6 +120,11 @@ class ResultFolder:
                 )
         return result
 
+    def finished_seeds(self) -> set[int]:
+        """Of all finished cells."""
+        found = map(_read_cell, (self.path / CELL_FOLDER).glob("*.json"))
+        return {int(recorded["run.seed"]) for recorded, _ in filter(None, found)}
+
     def results_beside(self, cell: Cell, keys: Sequence[str]) -> list[CellResult]:
         """Of all finished cells, of any seed, that have these settings in common with this one."""
         settings = resolved_settings(cell)

@@ -125,6 +125,20 @@ def describe_result(result: CellResult) -> str:
     )
 
 
+def table_cells(grid: Grid, seeds: Sequence[int], folder: ResultFolder) -> list[Cell]:
+    """The cells of some seeds, and of every other seed of which the folder has a finished one.
+
+    Raises:
+        UserError: a finished cell is of other settings.
+    """
+    others = [
+        seed
+        for seed in folder.finished_seeds() - set(seeds)
+        if any(folder.load(cell) is not None for cell in grid.cells([seed]))
+    ]
+    return grid.cells(sorted([*seeds, *others]))
+
+
 def write_tables(
     grid: Grid, cells: Sequence[Cell], folder: ResultFolder, command: str, console: Console
 ) -> None:

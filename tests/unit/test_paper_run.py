@@ -1,5 +1,6 @@
 """Tests of ``python -m simulations paper``: what is run, what is kept, what is shown."""
 
+import csv
 import io
 import signal
 import sys
@@ -20,7 +21,7 @@ from simulations.paper import run
 from simulations.paper.cell import Workbench
 from simulations.paper.folder import CellResult, ResultFolder
 from simulations.paper.run import command_line, run_cells
-from tests.unit.grid_files import make_grid, make_result, write_grid
+from tests.unit.grid_files import GRID, make_grid, make_result, write_grid
 
 CPU = torch.device("cpu")
 Progress = Callable[[float], None]
@@ -239,6 +240,28 @@ def test_command_writes_tables(
     assert cli.main(["paper", "--table", grid, "--seeds", "0,1"]) == 0
     for shown in ((folder / "small.md").read_text(), capsys.readouterr().out):
         assert "Not run yet" not in shown
+
+
+def test_tables_hold_the_seeds_of_earlier_calls(
+    tmp_path: Path, trained: list[tuple[str, float, int]]
+) -> None:
+    """Seeds 0 and 2: 60 and 62, mean 61. A finished cell of another choice, with seed 7, is of no
+    row of the table."""
+    out = tmp_path / "out"
+    wide = make_grid(tmp_path, GRID.replace("[random, res]", "[random, res, full]"))
+    (full, *_) = [cell for cell in wide.cells([7]) if cell.labels["method"] == "full"]
+    ResultFolder(out, wide).save(full, make_result())
+    arguments = ["paper", "--table", str(write_grid(tmp_path)), "--out", str(out), "--seeds"]
+    assert cli.main([*arguments, "2", "--only", "share=5 %"]) == 0
+    assert cli.main([*arguments, "0"]) == 0
+    assert [seed for _, _, seed in trained] == [2, 2, 0, 0, 0, 0]
+    text = (out / "small.md").read_text()
+    assert "| random | 61.00 ± 1.41 | 60.00 |\n" in text
+    assert "- Seeds: 0, 2 (2 of 4 results are of fewer" in text
+    assert "--seeds 0,2\n" in text
+    assert "Not run yet: 2 of 8 cells." in text
+    with (out / "small.csv").open() as file:
+        assert [line["num_seeds"] for line in csv.DictReader(file)] == ["2", "1", "2", "1"]
 
 
 def test_told_to_end_it_writes_the_table_of_what_is_finished(
