@@ -82,10 +82,12 @@ def recorded(run_folder: Path, kind: str) -> list[dict[str, Any]]:
 def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    """SIGKILL after the first round: started again, the run goes on with the same SuperNodes."""
+    """SIGKILL after the first round: started again, the run goes on with the same SuperNodes. All
+    of them measure batch normalisation's statistics in the end."""
     start_devices(fleet)
     run_folder = tmp_path / "run"
-    run = start_run(fleet, {"run.resume": run_folder}, "--restarts", "1")
+    settings = {"run.resume": run_folder, "training.batch-norm-images": 32}
+    run = start_run(fleet, settings, "--restarts", "1")
     wait_until(
         lambda: list(run_folder.glob("checkpoints/0*")) or run.poll() is not None,
         "the first checkpoint",
@@ -101,6 +103,8 @@ def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
     rounds = recorded(run_folder, "round")
     assert [line["num_accepted"] for line in rounds] == [3] * len(rounds)
     assert {line["stage"] for line in rounds} >= {"float", "quantized"}
+    assert rounds[-1]["statistics_refused"] == {}
+    assert rounds[-1]["statistics_upload_bytes"] > 0
     assert all(fleet.processes[name].poll() is None for name in DEVICES)
 
 
