@@ -128,10 +128,9 @@ class TeacherStore:
             return kept
         except (OSError, ValueError, EOFError):
             outputs = compute()
-            values = outputs.numpy()
         try:
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, values)
+                np.save(file, outputs.numpy())
             self._prune_outputs(path.parent)
         except OSError as error:
             logger.warning(
