@@ -16,7 +16,7 @@ from common.settings import Scalar
 from server.checkpoints.device_states import device_folder
 from server.records.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
 from simulations.display.console import ConsoleReporter
-from simulations.emulation.fleet import DeviceFleet, check_fleet, fit_scenario
+from simulations.emulation.fleet import DeviceFleet, check_fleet
 from simulations.emulation.fleet_file import load_fleet
 from simulations.engines.local import LocalGrid
 from simulations.engines.ray_runtime import run_on_ray
@@ -43,7 +43,7 @@ def run_scenario(
     """Run a federation; returns its summary, which is in the run folder as well.
 
     Args:
-        scenario: What to run.
+        scenario: What to run, with as many devices as its fleet has.
         reporter: Shows what happens.
         engine: ``local`` or ``ray``.
         num_workers: Devices emulated at the same time; 0 (local only): one, in this process.
@@ -57,7 +57,6 @@ def run_scenario(
     if fleet is not None:
         if engine != "local":
             raise UserError(f"fleet.name = '{fleet.name}': expected none with --engine {engine}")
-        scenario = fit_scenario(scenario, fleet)
         check_fleet(fleet, scenario.config)
     model = scenario.config.model
     resolve_teacher(model.teacher, model.name, scenario.config.data.dataset)

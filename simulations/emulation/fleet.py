@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ from common.config import Config
 from common.devices import DeviceProfile
 from common.errors import UserError
 from common.seeding import numpy_generator
-from simulations.settings.scenario import Scenario
 
 NUM_DEVICES = "data.num-devices"
 
@@ -83,14 +81,6 @@ class DeviceFleet:
         classes = np.repeat(np.arange(len(counts)), counts)
         numpy_generator(seed, "device-classes").shuffle(classes)
         return classes
-
-
-def fit_scenario(scenario: Scenario, fleet: DeviceFleet) -> Scenario:
-    """The scenario with as many devices as the fleet has, where the fleet fixes their number."""
-    if not fleet.num_devices or scenario.config.data.num_devices == fleet.num_devices:
-        return scenario
-    settings = {**scenario.settings, NUM_DEVICES: fleet.num_devices}
-    return dataclasses.replace(scenario, settings=settings, config=Config.from_flat(settings))
 
 
 def check_fleet(fleet: DeviceFleet, config: Config) -> None:
