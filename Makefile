@@ -37,6 +37,9 @@ STAMP := $(VENV)/.fedquarc-installed
 INSTALLED := $(shell cat '$(STAMP)' 2>/dev/null)
 
 .DEFAULT_GOAL := help
+# $(call unless_set,key=value ...): those whose key SET does not name.
+unless_set = $(foreach setting,$(1),$(if $(filter $(firstword $(subst =, ,$(setting)))=%,$(SET)),,$(setting)))
+
 OPERATOR = $(COMPOSE) run --rm --no-deps operator python -m server
 KEYS = $(OPERATOR) keys --dir /secrets
 .PHONY: help install simulate bench test lint clean always
@@ -74,8 +77,8 @@ cluster: ## Start the cluster in containers (HOSTS='names of this server'); see 
 
 cluster-run: name := $(or $(RUN),cluster-$(shell date +%Y%m%d-%H%M%S))
 cluster-run: ## Run a federation in the cluster and follow it (RUN=name SET='key=value ...')
-	@$(OPERATOR) run --ca /secrets/ca.crt --app /app --restarts 3 --set data.num-devices=3 \
-		federation.min-devices=3 'run.resume=/runs/$(name)' $(SET)
+	@$(OPERATOR) run --ca /secrets/ca.crt --app /app --restarts 3 --set 'run.resume=/runs/$(name)' \
+		$(call unless_set,data.num-devices=3 federation.min-devices=3) $(SET)
 	@echo 'results: $(FLEET_RUNS)/$(name)'
 
 cluster-watch: ## Show the cluster's newest run on the terminal (RUN_ID=, ARGS=--once)
