@@ -1,13 +1,19 @@
 """Quantities with units, as text for people."""
 
 
+def format_number(value: float, digits: int = 3) -> str:
+    """``0.0123``, ``12.3``, ``1,234``: so many digits, or the whole number where it has more."""
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text else text
+
+
 def format_bytes(num_bytes: float) -> str:
     """``1234567`` -> ``1.23 MB`` (powers of ten)."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(num_bytes) < 999.5 or unit == "GB":
             break
         num_bytes /= 1000
-    return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
+    return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{format_number(num_bytes)} {unit}"
 
 
 def format_duration(seconds: float) -> str:
@@ -22,6 +28,4 @@ def format_duration(seconds: float) -> str:
 
 def format_energy(joules: float) -> str:
     """``950 J``, ``1.23 kJ``, ``1,230 kJ``."""
-    if joules < 999.5:
-        return f"{joules:.3g} J"
-    return f"{joules / 1e3:,.3g} kJ" if joules < 1e6 else f"{joules / 1e3:,.0f} kJ"
+    return f"{joules:.3g} J" if joules < 999.5 else f"{format_number(joules / 1e3)} kJ"

@@ -13,7 +13,7 @@ from rich.table import Table
 from common.bit_widths import describe_accuracies
 from common.config import FLOAT_BITS, Config
 from common.messages import Stage
-from common.units import format_bytes, format_duration, format_energy
+from common.units import format_bytes, format_duration, format_energy, format_number
 from simulations.display.terminal import LiveLines
 
 STAGE_NAMES = {
@@ -109,7 +109,7 @@ def describe_round(
     parts.append(f"{metrics['num_accepted']}/{metrics['num_asked']} devices")
     parts.append(f"up {format_bytes(metrics['upload_bytes'])}")
     if metrics.get("virtual_seconds") is not None:
-        parts.append(f"{metrics['virtual_seconds']:.3g} virtual s")
+        parts.append(f"{format_number(metrics['virtual_seconds'])} virtual s")
     parts.append(f"{metrics['round_seconds']:.1f} s")
     return "  ".join(parts)
 

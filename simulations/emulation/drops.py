@@ -9,6 +9,7 @@ from flwr.common.constant import ErrorCode
 
 from client.deadline import round_deadline
 from common.config import Config
+from common.units import format_number
 from simulations.emulation.hardware import Attempt, Fate
 
 
@@ -26,10 +27,11 @@ class Dropped:
     def answer(self, message: Message, attempt: Attempt, round_seconds: float) -> Message:
         """The error that says why there is no reply."""
         self.number(message)
-        took = f"{attempt.virtual_seconds:.4g} virtual seconds"
+        took = f"{format_number(attempt.virtual_seconds, 4)} virtual seconds"
+        others = format_number(round_seconds, 4)
         reasons = {
             Fate.LATE: f"late: at least {took}, the deadline is {round_deadline(self.config):g}",
-            Fate.SURPLUS: f"surplus: {took}, enough others took {round_seconds:.4g}",
+            Fate.SURPLUS: f"surplus: {took}, enough others took {others}",
             Fate.FAILED: f"broke off after {took}",
         }
         reason = reasons.get(attempt.fate, "the device failed")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from common.devices import JOULES_PER_WH, DeviceProfile, TaskCost, task_joules
 from common.errors import UserError
 from common.seeding import numpy_generator
+from common.units import format_number
 from simulations.emulation.fleet import DeviceFleet
 from simulations.emulation.settling import settle
 
@@ -184,5 +185,5 @@ def require_possible(
         raise UserError(
             f"fleet.deadline = {deadline:g}: no device can meet it; the fastest, device "
             f"{attempts[fastest].partition_id} ({class_names[fastest]}), needs at least "
-            f"{least:.4g} virtual seconds"
+            f"{format_number(least, 4)} virtual seconds"
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from common.units import format_duration
+from common.units import format_duration, format_number
 from simulations.display.text_table import TextTable
 from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED
 from simulations.planner.planned_round import PlannedRound
@@ -66,7 +66,7 @@ def rounds_table(rounds: Sequence[PlannedRound]) -> TextTable:
         values = [figure.value(each) for each in rounds]
         unit, size = fitting_unit(figure.units, float(np.median(values)))
         cells = [*np.quantile(values, QUANTILES), np.mean(values)]
-        rows.append([figure.label + unit, *(_number(cell / size) for cell in cells)])
+        rows.append([figure.label + unit, *(format_number(cell / size) for cell in cells)])
     return TextTable(title="Rounds", header=["", *QUANTILE_NAMES, "mean"], rows=rows)
 
 
@@ -85,7 +85,7 @@ def classes_table(plan: FleetPlan) -> TextTable:
         asked, trained = int(counts.sum()), int(counts[TRAINED])
         num_devices = int(np.count_nonzero(plan.emulation.class_of == index))
         shares = [_share(int(counts[fate]), asked) for fate in (TRAINED, LATE, SURPLUS, FAILED)]
-        mean = _number(plan.seconds_sum[index] / trained) if trained else "-"
+        mean = format_number(plan.seconds_sum[index] / trained) if trained else "-"
         rows.append(
             [profile.class_name, f"{num_devices:,}", f"{asked:,}"]
             + [f"{share:.1f} %" for share in shares]
@@ -101,7 +101,7 @@ def totals(rounds: Sequence[PlannedRound]) -> list[str]:
     energy = sum(each.joules for each in rounds)
     up, down = (sum(getattr(each, name) for each in rounds) for name in _BYTES)
     return [
-        f"{len(rounds)} rounds: {_number(seconds)} virtual s"
+        f"{len(rounds)} rounds: {format_number(seconds)} virtual s"
         + (f" ({format_duration(seconds)})" if seconds >= 90 else "")
         + (f", {skipped} skipped for too few replies" if skipped else ""),
         f"server: {_with_unit(up, BYTE_UNITS)} in, {_with_unit(down, BYTE_UNITS)} out",
@@ -132,11 +132,4 @@ def _plain(value: object) -> object:
 
 def _with_unit(value: float, units: Sequence[tuple[str, float]]) -> str:
     name, size = fitting_unit(units, value)
-    return f"{_number(value / size)} {name}"
-
-
-def _number(value: float) -> str:
-    """``1,234``, ``12.3``, ``0.0123``."""
-    if value == 0:
-        return "0"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{format_number(value / size)} {name}"

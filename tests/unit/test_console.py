@@ -86,6 +86,8 @@ def test_emulated_runs_tell_virtual_time_and_energy() -> None:
     """5,400 s are 90 minutes; the wall clock stays beside it."""
     line = describe_round(Stage.QUANTIZED, 1, 10, {**ROUND, "virtual_seconds": 12.345})
     assert line.endswith("up 1 kB  12.3 virtual s  2.0 s")
+    line = describe_round(Stage.QUANTIZED, 1, 10, {**ROUND, "virtual_seconds": 2950.6})
+    assert line.endswith("up 1 kB  2,951 virtual s  2.0 s")
     summary = {**SUMMARY, "fleet": "pi-lab", "virtual_seconds": 5400.0, "joules": 1230.0}
     table = results_table(summary)
     cells = dict(zip(*(column.cells for column in table.columns), strict=True))
