@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -45,7 +45,8 @@ class LocalGrid(Grid):
         threads: Torch threads of a process while it runs the ClientApp.
         on_reply: Told about every reply while `send_and_receive` waits.
         node_config: Partition id -> more of that node's config.
-        state_folder: Where the nodes' states are kept between messages, removed by `close`; None:
+        state_folder: Where the nodes' states are kept between messages, removed by `close` once a
+            node has trained: before, they may be those of another run, which goes on there. None:
             in a temporary folder.
         in_order: `pull_messages` waits for the reply to the first of the messages that it is asked
             for and gives that one alone. What a server does then is the same for any number of
@@ -70,6 +71,7 @@ class LocalGrid(Grid):
     ) -> None:
         _identify_as_server()
         self._run = Run.create_empty(RUN_ID)
+        self._owns_states = state_folder is None
         self._state_folder = state_folder or Path(tempfile.mkdtemp(prefix="fedquarc-states-"))
         fleet = Fleet(
             client_app=client_app,
@@ -85,7 +87,7 @@ class LocalGrid(Grid):
                 WorkerPool(fleet, num_workers) if num_workers else InProcessPool(fleet)
             )
         except BaseException:
-            shutil.rmtree(self._state_folder, ignore_errors=True)
+            self._forget_states()
             raise
         self._num_nodes = num_nodes
         self._in_order = in_order
@@ -100,9 +102,13 @@ class LocalGrid(Grid):
         self.close()
 
     def close(self) -> None:
-        """End the worker processes and forget the nodes' states."""
+        """End the worker processes and forget the nodes' states, if they are this grid's."""
         self._pool.close()
-        shutil.rmtree(self._state_folder, ignore_errors=True)
+        self._forget_states()
+
+    def _forget_states(self) -> None:
+        if self._owns_states:
+            shutil.rmtree(self._state_folder, ignore_errors=True)
 
     def set_run(self, run: Run) -> None:
         """Set the run that `run` tells about."""
@@ -142,6 +148,7 @@ class LocalGrid(Grid):
                     f"message to node {message.metadata.dst_node_id}: expected a node id from "
                     f"{nodes.start} to {nodes.stop - 1}"
                 )
+            self._owns_states |= message.metadata.message_type == MessageType.TRAIN
             message_id = self._stamp(message)
             message_ids.append(message_id)
             self._pool.submit(message)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from common.lock import hold
 from common.settings import Scalar
+from server.checkpoints.device_states import device_folder
+from server.records import recorder
 from simulations import cli, runner
 from simulations.display.console import ConsoleReporter
 from simulations.settings.scenario import Scenario
@@ -66,6 +69,22 @@ def test_a_folder_in_use_is_refused_before_anything_starts(
     assert cli.main(["run", "digits", "--out", "old"]) == 2
     assert "expected a new or empty folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["summary.json"]
+
+
+def test_a_second_run_in_a_folder_leaves_the_first_ones_devices_what_they_remember(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is refused as long as the first one writes there: nothing of that may be lost."""
+    monkeypatch.setattr(recorder, "CLAIM_SECONDS", 0.01)
+    folder = tmp_path / "run"
+    state = device_folder(folder) / "2.state"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"coreset and error feedback")
+    (folder / recorder.CONFIG_FILE).write_text("data: {dataset: digits}\n")
+    with hold(folder / recorder.LOCK_FILE, wait_seconds=0.0):
+        assert cli.main(["run", "--resume", str(folder), "--workers", "0"]) == 2
+    assert "another run is writing there" in capsys.readouterr().err
+    assert state.read_bytes() == b"coreset and error feedback"
 
 
 def test_a_split_that_cannot_be_made_is_told_once(

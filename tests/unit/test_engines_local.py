@@ -322,6 +322,18 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not _is_running(int(_fact(reply, "pid")))  # type: ignore[call-overload]
 
 
+def test_states_of_another_run_are_left_alone(tmp_path: Path) -> None:
+    """A run that is refused, as another goes on in its folder, has trained nothing there."""
+    kept = tmp_path / "states" / "2.state"
+    with _grid(0, num_nodes=1, state_folder=kept.parent) as first:
+        first.send_and_receive([Message(_train_content(), 2, "train")])
+        content = kept.read_bytes()
+        with _grid(0, num_nodes=1, state_folder=kept.parent) as second:
+            second.send_and_receive(_messages(second, "query.sleep"))
+        assert kept.read_bytes() == content
+    assert not kept.parent.exists()
+
+
 def test_a_missing_client_app_is_an_error_at_once() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         LocalGrid(client_app="no_such_module:app", run_config={}, num_nodes=1, num_workers=1)
