@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace) -> int:
         if not Path(options.resume).is_dir():
             raise UserError(f"--resume {options.resume}: expected the folder of a run")
         overrides.append(f"run.resume={_quoted(options.resume)}")
-        if options.scenario is None:
+        if options.scenario is None and "run.out" not in parse_overrides(overrides):
             # Its settings name the folder that it was begun in.
             overrides.append("run.out=")
     scenario = load_scenario(_scenario_of(options), overrides, _fit_settings)

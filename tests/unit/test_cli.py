@@ -209,6 +209,8 @@ def test_a_run_goes_on_with_its_own_settings(
     assert capsys.readouterr().err.splitlines() == [
         f"interrupted; to go on after the last finished round: {hint}"
     ]
+    assert cli.main(["run", "--resume", str(folder), "--out", str(tmp_path / "other")]) == 2
+    assert "expected nothing beside run.resume" in capsys.readouterr().err.replace("\n", " ")
     (folder / "config.yaml").unlink()
     assert cli.main(["run", "--resume", str(folder)]) == 2
     assert cli.main(["run"]) == 2
