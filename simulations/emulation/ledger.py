@@ -40,7 +40,6 @@ class FleetLedger:
         """A device's part in a round of ``round_seconds`` is over."""
         energy = self.emulation.spend(attempt, round_seconds)
         profile = self.emulation.profile(attempt.partition_id)
-        self._participation[profile.class_name][attempt.fate] += 1
         before = self._figures.get(attempt.partition_id, {})
         self._figures[attempt.partition_id] = {
             "device_class": profile.class_name,
@@ -59,6 +58,8 @@ class FleetLedger:
         if line["task"] != "evaluate":
             figures = self._figures.pop(partition_id)
             self._told.append((partition_id, line["task"], figures))
+            if line["task"] == "train":
+                self._participation[class_name][figures["fate"]] += 1
             return figures
         if self._evaluated_round != (line["stage"], line["round"]):
             self._evaluated_round = (line["stage"], line["round"])

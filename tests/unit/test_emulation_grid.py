@@ -186,6 +186,8 @@ class TestTime:
         figures = grid.annotate({"kind": "round", "stage": "quantized", "round": 1})
         assert figures["fates"] == {"trained": 2}
         assert figures["joules"] == pytest.approx(sum(joules), abs=1e-9)
+        participation = grid.annotate({"kind": "summary"})["class_participation"]
+        assert participation == {name: {"trained": 1} for name in ("0.1 GFLOP/s", "0.4 GFLOP/s")}
 
     def test_rounds_add_up(self) -> None:
         grid, _ = make_grid(profile(0.1))
