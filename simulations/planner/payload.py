@@ -110,6 +110,7 @@ def measure_messages(config: Config) -> MessageSizes:
         model=model,
         model_hash=digest,
         teacher_hash=content_hash(teacher),
+        weight_bits=config.quantization.weight_bits if config.federation.mixed_bits else 0,
     )
     first = TrainRequest(**{**vars(request), "teacher": encode_float(teacher, "float32", {})})
     return MessageSizes(

@@ -46,6 +46,10 @@ def test_codes_of_every_bit_width_are_measured() -> None:
     assert 1.5 < sizes.reply_bytes[4] / sizes.reply_bytes[2] < 2
     alone = measure_messages(Config.from_flat({**mixed, "federation.mixed-bits": ""}))
     assert dict(alone.reply_bytes) == {2: sizes.reply_bytes[2]}
+    # A request says the bits, in an entry of a Protocol Buffers map: 2 bytes before it, 2 before
+    # its key, "weight-bits" (11), 2 before its value, and 2 of the value, a tag and the number.
+    assert sizes.request_bytes == alone.request_bytes + 19
+    assert sizes.first_request_bytes == alone.first_request_bytes + 19
     assert "at" not in alone.describe_replies()
     assert re.fullmatch(r"\S+ kB at 2 bits, \S+ kB at 4 bits", sizes.describe_replies())
 
