@@ -43,12 +43,20 @@ def plot_curves(
         axes.grid(visible=True, axis="y", alpha=0.25)
     figure.suptitle(
         f"{summary['model']} on {summary['dataset']}, "
-        f"{summary['weight_bits']}w{summary['activation_bits']}a, {summary['selection']} "
-        f"{100 * summary['coreset_fraction']:g} %, {summary['strategy']}, "
-        f"{summary['num_devices']} devices: {summary['final_accuracy']:.2f} % Top-1"
+        f"{summary['weight_bits']}w{summary['activation_bits']}a, {describe_coreset(summary)}, "
+        f"{summary['strategy']}, {summary['num_devices']} devices: "
+        f"{summary['final_accuracy']:.2f} % Top-1"
     )
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def describe_coreset(summary: Mapping[str, Any]) -> str:
+    """``quarc 10 %``, or ``full``, which ignores the share."""
+    selection: str = summary["selection"]
+    if selection == "full":
+        return selection
+    return f"{selection} {100 * summary['coreset_fraction']:g} %"
 
 
 def _plot_accuracy(

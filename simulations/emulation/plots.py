@@ -15,6 +15,7 @@ from common.atomic_file import replacing
 from common.devices import JOULES_PER_WH
 from common.extras import import_extra
 from common.messages import Stage
+from server.records.plots import describe_coreset
 from server.records.recorder import METRICS_FILE
 from server.records.summary import of_stage
 
@@ -116,8 +117,8 @@ def plot_costs(rounds: Sequence[Line], summary: Line, path: Path) -> None:
             axes.set_ylabel("Top-1 accuracy on test images, %")
     figure.suptitle(
         f"{summary['model']} on {summary['dataset']}, fleet {summary['fleet']}, "
-        f"{summary['selection']} {100 * summary['coreset_fraction']:g} %: "
-        f"{summary['final_accuracy']:.2f} % Top-1 (dashed: float teacher)"
+        f"{describe_coreset(summary)}: {summary['final_accuracy']:.2f} % Top-1 (dashed: float "
+        f"teacher)"
         f"{describe_start(rounds)}"
     )
     _save(figure, path)

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.messages import Stage
 from server.exchange.courier import Traffic
 from server.model.evaluation import Evaluation
-from server.records.plots import plot_curves
+from server.records.plots import describe_coreset, plot_curves
 from server.records.recorder import (
     Recorder,
     check_run_folder,
@@ -208,6 +208,12 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     assert content.startswith(b"\x89PNG")
     assert len(content) > 20_000
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_a_title_names_a_share_only_of_a_coreset() -> None:
+    """All images are 100 %, whatever coreset.fraction says: full ignores it."""
+    assert describe_coreset({"selection": "quarc", "coreset_fraction": 0.07}) == "quarc 7 %"
+    assert describe_coreset({"selection": "full", "coreset_fraction": 0.1}) == "full"
 
 
 def test_settings_as_yaml_are_nested_by_section() -> None:
