@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ FATES = ("not asked", "away", "trained", "late", "surplus", "failed")
 FATE_COLOURS = ("#f2f2f2", "#bdbdbd", "#1f4e79", "#d95f02", "#a6bddb", "#b2182b")
 NOT_ASKED, AWAY = 0, 1
 
+BYTES = (
+    *("upload_bytes", "download_bytes"),
+    *("statistics_upload_bytes", "statistics_download_bytes"),
+)
+"""Of a round: what its tasks sent; evaluations on devices are the harness's own measurements."""
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All lines of a metrics.jsonl."""
@@ -46,7 +53,8 @@ def cost_curves(rounds: Sequence[Line]) -> dict[str, list[float]]:
     }
     spent_bytes = spent_joules = 0.0
     for line in rounds:
-        spent_bytes += line["upload_bytes"] + line["download_bytes"]
+        # Joules and seconds hold the exchange of statistics, which is before the evaluation, too.
+        spent_bytes += math.fsum(line.get(name, 0) for name in BYTES)
         spent_joules += line["joules"]
         if line["stage"] == Stage.QUANTIZED.value and line.get("accuracy") is not None:
             curves["accuracy"].append(line["accuracy"])

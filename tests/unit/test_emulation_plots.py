@@ -56,6 +56,14 @@ def test_costs_hold_the_warm_up() -> None:
     }
 
 
+def test_costs_hold_the_exchange_of_statistics() -> None:
+    """Its seconds and joules are the round's; so are its 7 bytes up and 20 down, beside 110."""
+    statistics = {"statistics_upload_bytes": 7, "statistics_download_bytes": 20}
+    evaluation = {"evaluation_upload_bytes": 1000, "evaluation_download_bytes": 1000}
+    rounds = [round_line("quantized", 1, 9.0, accuracy=50.0, **statistics, **evaluation)]
+    assert cost_curves(rounds)["bytes"] == [137.0]
+
+
 def test_the_title_says_what_comes_before_the_curves() -> None:
     rounds = [round_line(stage, 1, 1.0) for stage in ("float", "calibration", "quantized")]
     start = "\ncounted since the run began: before the first round lies"
