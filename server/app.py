@@ -69,6 +69,7 @@ def main(grid: Grid, context: Context) -> None:
     with bound_fields(run_id=str(context.run_id)):
         with logged_failure():
             config = Config.from_flat(context.run_config)
+            _refuse_attack(config)
         # Only between machines are messages read again from what a stranger sent.
         timeout = config.federation.round_timeout
         view = GuardedGrid(grid, timeout_seconds=timeout) if isinstance(grid, HttpGrid) else grid
@@ -205,6 +206,15 @@ def _federate(
             _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")
     reporter.finish(summary)
     return summary
+
+
+def _refuse_attack(config: Config) -> None:
+    """Refuse an attack where devices run the ClientApp of the project, which is honest."""
+    if config.attack.name != "none":
+        raise UserError(
+            f"attack.name = {config.attack.name!r}: expected 'none' (hostile devices are emulated "
+            f"by python -m simulations run, on its local engine)"
+        )
 
 
 def _refuse_emulation(config: Config) -> None:

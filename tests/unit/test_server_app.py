@@ -490,6 +490,16 @@ def test_the_server_app_reads_the_run_config(
     assert (folder / "summary.json").exists()
 
 
+def test_an_attack_that_nobody_would_make_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Devices of Flower's engines and real ones are honest: a strategy would seem to resist."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"attack\.name = 'scale': expected 'none'"):
+        app(FakeGrid(answer), context_with(config_with({"attack.name": "scale"}).to_flat()))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bad_run_config_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="weight-bitz"):
