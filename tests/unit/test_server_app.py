@@ -411,8 +411,9 @@ def test_the_split_is_drawn_when_devices_are_emulated(run_folder: Path) -> None:
         ({"data.num-devices": 9, "federation.min-devices": 4}, "expected at least 4"),
         ({"fleet.name": "pi-lab"}, "fleet.name = 'pi-lab': expected none"),
         ({"fleet.over-selection": 1.5}, "over-selection = 1.5: expected 1 without fleet.name"),
+        ({"fleet.deadline": 30}, "deadline = 30: expected 0 without fleet.name"),
     ],
-    ids=["teacher", "data", "strategy", "devices", "fleet", "over-selection"],
+    ids=["teacher", "data", "strategy", "devices", "fleet", "over-selection", "deadline"],
 )
 def test_bad_input_is_named_before_anything_is_written(
     run_folder: Path, changes: dict[str, Any], message: str
