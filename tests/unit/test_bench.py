@@ -58,6 +58,21 @@ class TestTimer:
         assert figure == Figure(median=1.5, low=1.5, high=1.5, count=3)
         assert "".join(clock.calls) == "ab" + "ab" + "ba" + "ab"
 
+    def test_each_may_settle_before_it_is_timed(self, clock: FakeClock) -> None:
+        """3 s against 2 s, but 10 s more where the other one came before: not in what is timed."""
+
+        def action(name: str, seconds: float) -> timing.Action:
+            def act() -> None:
+                clock.now += seconds + (10.0 if clock.calls[-1:] != [name] else 0.0)
+                clock.calls.append(name)
+
+            return act
+
+        timer = Timer(repeats=2, least_seconds=0.0)
+        figure = timer.ratio(action("a", 3.0), action("b", 2.0), settles=True)
+        assert figure == Figure(median=1.5, low=1.5, high=1.5, count=2)
+        assert "".join(clock.calls) == "ab" + "aabb" + "bbaa"
+
     def test_what_is_short_is_done_several_times(self, clock: FakeClock) -> None:
         """0.25 s within at least 1 s: four times a measurement, after one to warm up and one that
         finds that out; four images in 0.25 s are 16 a second."""
