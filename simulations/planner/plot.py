@@ -62,11 +62,16 @@ def to_png(title: str, rounds: Sequence[PlannedRound]) -> bytes:
         # Below the panel: lines and areas are everywhere in it.
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
     for axes in (time, devices, energy):
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
     figure.suptitle(title)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
+
+
+def from_zero(axes: Any) -> None:
+    """Begin at 0, with room above: figures that hardly differ lie at the upper edge."""
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
 def _finish(axes: Any) -> None:

@@ -12,6 +12,7 @@ from common.settings import Scalar
 from simulations import cli
 from simulations.emulation.fleet_file import load_fleet
 from simulations.planner.payload import known_inputs, measure_messages
+from simulations.planner.plot import from_zero
 from simulations.planner.run import scale_fleet
 from simulations.planner.summary import ENERGY_UNITS, fitting_unit
 
@@ -92,6 +93,14 @@ def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
         fates = ("num_trained", "num_late", "num_surplus", "num_failed")
         assert sum(int(line[name]) for name in fates) == asked
     assert (out / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rounds_that_hardly_differ_are_not_cut() -> None:
+    """Of 92.0 to 92.3 s matplotlib shows 91.985 to 92.315: from 0 on, 0.3 s are next to nothing."""
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    axes.plot([1, 2], [92.0, 92.3])
+    from_zero(axes)
+    assert axes.get_ylim() == pytest.approx((0.0, 1.05 * 92.315))
 
 
 def test_numbers_of_devices_and_rounds_may_be_settings(capsys: pytest.CaptureFixture[str]) -> None:
