@@ -41,13 +41,15 @@ class FleetLedger:
         energy = self.emulation.spend(attempt, round_seconds)
         profile = self.emulation.profile(attempt.partition_id)
         before = self._figures.get(attempt.partition_id, {})
+        done = attempt.cost.until(attempt.fails_after)
         self._figures[attempt.partition_id] = {
             "device_class": profile.class_name,
             "fate": attempt.fate.value,
             "virtual_seconds": before.get("virtual_seconds", 0.0) + attempt.virtual_seconds,
-            "virtual_download_seconds": attempt.cost.virtual_download_seconds,
-            "virtual_compute_seconds": attempt.cost.virtual_compute_seconds,
-            "virtual_upload_seconds": attempt.cost.virtual_upload_seconds,
+            "virtual_delay_seconds": done.virtual_delay_seconds,
+            "virtual_download_seconds": done.virtual_download_seconds,
+            "virtual_compute_seconds": done.virtual_compute_seconds,
+            "virtual_upload_seconds": done.virtual_upload_seconds,
             "joules": before.get("joules", 0.0) + energy,
         }
 

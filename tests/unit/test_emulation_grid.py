@@ -189,6 +189,20 @@ class TestTime:
         participation = grid.annotate({"kind": "summary"})["class_participation"]
         assert participation == {name: {"trained": 1} for name in ("0.1 GFLOP/s", "0.4 GFLOP/s")}
 
+    def test_a_devices_seconds_are_the_sum_of_their_parts(self) -> None:
+        """Device 0 begins after a delay, device 1 breaks off in the middle of its task."""
+        grid, _ = make_grid(profile(0.1, mean_delay_seconds=5.0), profile(0.4, failure_rate=1.0))
+        grid.send_and_receive(train_messages(2))
+        delayed, failed = (grid.annotate(device_line(i)) for i in (0, 1))
+        for figures in (delayed, failed):
+            names = [
+                f"virtual_{part}_seconds" for part in ("delay", "download", "compute", "upload")
+            ]
+            parts = sum(figures[name] for name in names)
+            assert parts == pytest.approx(figures["virtual_seconds"], abs=1e-9)
+        assert delayed["virtual_delay_seconds"] > 0
+        assert failed["fate"] == "failed"
+
     def test_rounds_add_up(self) -> None:
         grid, _ = make_grid(profile(0.1))
         one = by_hand(0.1, train_messages(1)[0], grid.send_and_receive(train_messages(1))[0])
