@@ -94,8 +94,8 @@ def create_model(
 
     Raises:
         UserError: `name` is unknown.
-        ValueError: `num_classes` or `in_channels` is below 1, or a layer has parameters that
-            nothing here gives a value to.
+        ValueError: `num_classes` or `in_channels` is below 1, or a layer has parameters or buffers
+            that nothing here gives a value to.
     """
     model = _build_on_meta(name, num_classes, in_channels)
     # Not to_empty(): it imports a computer algebra system, which a small device need not load.
@@ -133,10 +133,10 @@ def _initialise(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             if module.bias is not None:
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif next(module.parameters(recurse=False), None) is not None:
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             raise ValueError(
-                f"{name or 'the model'}: a {type(module).__name__} has parameters of its own, "
-                f"expected those of Conv2d, BatchNorm2d and Linear only"
+                f"{name or 'the model'}: a {type(module).__name__} has parameters or buffers of "
+                f"its own, expected those of Conv2d, BatchNorm2d and Linear only"
             )
 
 
@@ -252,8 +252,7 @@ def state_shapes(
 
     Raises:
         UserError: `name` is unknown.
-        ValueError: `num_classes` or `in_channels` is below 1, or a layer has parameters that
-            nothing here gives a value to.
+        ValueError: `num_classes` or `in_channels` is below 1.
     """
     model = _build_on_meta(name, num_classes, in_channels)
     return {key: tuple(tensor.shape) for key, tensor in state_tensors(model).items()}

@@ -388,6 +388,19 @@ def test_layers_whose_parameters_would_stay_unset_are_refused(
         create_model("scaled", num_classes=2)
 
 
+def test_layers_whose_buffers_would_stay_unset_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are built without memory, so that what a constructor writes into a buffer is lost."""
+
+    def build(num_classes: int, in_channels: int) -> nn.Module:
+        model = nn.Sequential(nn.Conv2d(in_channels, 4, 1), nn.Linear(4, num_classes))
+        model.register_buffer("factor", torch.full((), 2.0))
+        return model
+
+    monkeypatch.setattr("common.models._BUILDERS", {"scaled": build})
+    with pytest.raises(ValueError, match="the model: a Sequential has parameters or buffers"):
+        create_model("scaled", num_classes=2)
+
+
 def test_a_convolutions_bias_begins_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(num_classes: int, in_channels: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(in_channels, 4, 1), nn.Linear(4, num_classes, bias=False))
