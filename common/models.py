@@ -178,6 +178,17 @@ def has_feature_layers(name: str) -> bool:
     return bool(_residual_blocks(_build_on_meta(name, num_classes=1, in_channels=1)))
 
 
+@cache
+def has_batch_norm(name: str) -> bool:
+    """Whether a model has batch normalisation, found without allocating it.
+
+    Raises:
+        UserError: `name` is unknown.
+    """
+    model = _build_on_meta(name, num_classes=1, in_channels=1)
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
 def _residual_blocks(model: nn.Module) -> tuple[str, ...]:
     blocks = (BasicBlock, InvertedResidual)
     return tuple(name for name, m in model.named_modules() if isinstance(m, blocks))

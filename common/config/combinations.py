@@ -22,6 +22,7 @@ def check_combinations(config: Config) -> None:
     _check_run(config)
     _check_coreset(config)
     _check_correction(config)
+    _check_statistics(config)
     _check_pace(config)
     _check_updates(config)
     if config.strategy.name == ASYNCHRONOUS:
@@ -106,6 +107,20 @@ def _check_correction(config: Config) -> None:
         raise UserError(
             f"training.correction = {training.correction!r}: expected 'none' with model.name = "
             f"{model!r} (it has no residual blocks, whose outputs a correction compares)"
+        )
+
+
+def _check_statistics(config: Config) -> None:
+    """Whether the model has statistics that can be taken anew."""
+    num_images, model = config.training.batch_norm_images, config.model.name
+    if num_images == 0:
+        return
+    from common.models import has_batch_norm  # late, as above
+
+    if not has_batch_norm(model):
+        raise UserError(
+            f"training.batch-norm-images = {num_images}: expected 0 with model.name = {model!r} "
+            f"(it has no batch normalisation)"
         )
 
 

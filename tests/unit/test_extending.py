@@ -17,6 +17,7 @@ from common.config import Config, QuantizationConfig
 from common.errors import UserError
 from common.folding import fold_batch_norm
 from common.qat import prepare
+from common.settings import Scalar
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 NAMES = {
@@ -62,6 +63,22 @@ def test_a_correction_of_a_model_without_residual_blocks_is_refused(
         Config.from_flat({**settings, "training.beta": 1})
     Config.from_flat({**settings, "training.beta": 0})
     Config.from_flat({"model.name": "resnet8", "training.correction": "none"})
+
+
+def test_statistics_of_a_model_without_batch_normalisation_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the last round devices would have nothing to answer with."""
+
+    def build(num_classes: int, in_channels: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(in_channels, 4, 1), nn.Linear(4, num_classes))
+
+    monkeypatch.setattr(models, "_BUILDERS", {"resnet8": build})
+    monkeypatch.setattr(models, "has_batch_norm", models.has_batch_norm.__wrapped__)
+    settings: dict[str, Scalar] = {"model.name": "resnet8", "training.batch-norm-images": 16}
+    with pytest.raises(UserError, match=r"batch-norm-images = 16: expected 0 with model\.name"):
+        Config.from_flat(settings)
+    Config.from_flat({**settings, "training.batch-norm-images": 0})
 
 
 def test_the_score_is_high_where_the_model_is_undecided(examples: dict[str, Any]) -> None:
