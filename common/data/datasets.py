@@ -121,7 +121,7 @@ class Dataset:
     mean: tuple[float, ...]
     """Per channel, of training pixels in [0, 1]."""
     std: tuple[float, ...]
-    """Per channel, of training pixels in [0, 1]."""
+    """Per channel, of training pixels in [0, 1]; 1 where they are all the same."""
     crop_padding: int
     """Pixels by which a random crop may be off the centre: an eighth of the side."""
     flip: bool
@@ -223,14 +223,15 @@ def _from_source(
     cached = load_cached(source, cache_dir)
     train = _image_set(cached, "train")
     std = std or cached.std
-    if min(std) == 0:
+    if max(std) == 0:
         raise UserError(f"the images of {source.name} are all of one colour: nothing to learn from")
     return Dataset(
         name=source.name,
         train=train,
         test=_image_set(cached, "test"),
         mean=mean or cached.mean,
-        std=std,
+        # A channel that is the same everywhere, as blue in some microscopes' pictures, becomes 0.
+        std=tuple(deviation or 1.0 for deviation in std),
         crop_padding=min(train.images.shape[2:]) // 8,
         flip=flip,
     )

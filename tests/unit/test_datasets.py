@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.data.augmentation import normalize
 from common.data.datasets import ImageSet, load_dataset, load_image_folder
 from common.errors import UserError
 from tests.unit.image_files import plain, png, write_parquet, write_tree
@@ -201,6 +202,21 @@ class TestFolder:
                 (tmp_path / name / f"{image}.png").write_bytes(png(plain(3, 8, 8)))
         with pytest.raises(UserError, match="all of one colour"):
             load_dataset("folder", str(tmp_path))
+
+    def test_a_channel_without_contrast_becomes_zero(self, tmp_path: Path) -> None:
+        """Red is 0 and 100, half of each: mean 50 and deviation 50 of 255; green is 51, blue 0."""
+        for name in ("a", "b"):
+            for split, count in (("train", 2), ("test", 1)):
+                (tmp_path / split / name).mkdir(parents=True)
+                for image in range(count):
+                    pixels = np.full((8, 8, 3), (100 * image, 51, 0), dtype=np.uint8)
+                    (tmp_path / split / name / f"{image}.png").write_bytes(png(pixels))
+        dataset = load_dataset("folder", str(tmp_path))
+        assert dataset.mean == pytest.approx((50 / 255, 51 / 255, 0.0))
+        assert dataset.std == pytest.approx((50 / 255, 1.0, 1.0))
+        inputs = normalize(dataset.train.images, dataset.mean, dataset.std)
+        assert inputs[:, 0, 0, 0].tolist() == pytest.approx([-1.0, 1.0, -1.0, 1.0])
+        assert inputs[:, 1:].abs().max() < 1e-6
 
 
 class TestNames:
