@@ -160,7 +160,9 @@ def _open(
             split: ImageStream(
                 shape=(len(paths[split]), height, width, 3),
                 labels=labels[split],
-                chunks=partial(_read_chunks, paths[split], (height, width), image_size),
+                chunks=partial(
+                    _read_chunks, paths[split], paths["train"][0], (height, width), image_size
+                ),
             )
             for split in paths
         },
@@ -169,13 +171,15 @@ def _open(
 
 
 def _read_chunks(
-    paths: Sequence[Path], size: tuple[int, int], image_size: int | None
+    paths: Sequence[Path], first: Path, size: tuple[int, int], image_size: int | None
 ) -> Iterator[np.ndarray]:
+    """The images of ``paths``, all of the ``size`` of ``first``."""
+
     def read(path: Path) -> np.ndarray:
         image = _read(path, image_size)
         if image.shape[:2] != size:
             raise UserError(
-                f"{path} has {image.shape[1]}x{image.shape[0]} pixels, {paths[0]} has "
+                f"{path} has {image.shape[1]}x{image.shape[0]} pixels, {first} has "
                 f"{size[1]}x{size[0]}: set data.image-size to resize them all"
             )
         return image

@@ -181,6 +181,15 @@ class TestFolderSource:
             read_split(tmp_path, "train")
         assert read_split(tmp_path, "train", image_size=4).shape == (4, 4, 4, 3)
 
+    def test_test_images_of_another_size(self, tmp_path: Path) -> None:
+        """Sizes are compared with the first training image, which the message names."""
+        write_tree(tmp_path / "train", ["a", "b"], side=8)
+        write_tree(tmp_path / "test", ["a", "b"], side=6)
+        with pytest.raises(
+            UserError, match=r"test/a/0\.png has 6x6 pixels, .*train/a/0\.png has 8x8"
+        ):
+            read_split(tmp_path, "test")
+
     def test_state_follows_the_files(self, tmp_path: Path) -> None:
         write_tree(tmp_path, ["a", "b"], images=2)
         before = folder_source(tmp_path)
