@@ -25,7 +25,7 @@ class BasicBlock(nn.Module):
         self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -64,9 +64,7 @@ class ResNet18(nn.Module):
     def __init__(self, num_classes: int, in_channels: int, *, cifar: bool) -> None:
         super().__init__()
         kernel, stride = (3, 1) if cifar else (7, 2)
-        self.conv1 = nn.Conv2d(
-            in_channels, 64, kernel, stride=stride, padding=kernel // 2, bias=False
-        )
+        self.conv1 = Conv2d(in_channels, 64, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, stride=2, padding=1)

@@ -1,10 +1,13 @@
-"""A convolution whose strided depthwise form is not slow in bfloat16 on CPUs.
+"""A convolution whose strided forms are neither slow nor wrong in bfloat16 on CPUs.
 
 PyTorch's library for CPUs (oneDNN) has no fast kernel for the input's gradient of a depthwise
 convolution of stride 2 in bfloat16: MobileNetV2's three took 40 % of a training step. With the
 output's gradient spread over the input's positions, zeros between, it is a convolution of stride 1
 with the kernel turned around (Dumoulin & Visin, "A guide to convolution arithmetic for deep
 learning", 2016, section 4.5), for which there is one.
+
+Where the stride is wider than the map, that library leaves parts of the weights' gradient unwritten
+(torch 2.14.1): what they hold is whatever was in memory before.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ class Conv2d(nn.Conv2d):
     """torch's, with the same parameters, outputs and, but for rounding, gradients."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.shape[-1] < self.stride[-1] and _computes_in_bfloat16(input):
+            with torch.autocast("cpu", enabled=False):
+                return super()._conv_forward(input.float(), weight.float(), bias).bfloat16()
         if self.is_strided_depthwise and _computes_in_bfloat16(input):
             # Casts outside the function: gradients are cast back by themselves.
             output: Tensor = _StridedDepthwise.apply(  # type: ignore[no-untyped-call]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from common.convolution import Conv2d, _StridedDepthwise
+from common.models import MODEL_NAMES, create_model
 
 SHAPES = [
     # size, kernel, stride, padding
@@ -118,3 +121,35 @@ def test_evaluation_is_torchs() -> None:
     own, plain = layer(Conv2d, 3, 2, 1), layer(nn.Conv2d, 3, 2, 1)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(own(images((8, 8))), plain(images((8, 8))))
+
+
+@pytest.mark.parametrize("groups", [1, 96])
+def test_a_stride_wider_than_the_map_leaves_no_gradient_unwritten(groups: int) -> None:
+    """One pixel of 1 in two images, gradients of 1: 2 in the kernel's middle, else it saw padding.
+
+    PyTorch's kernel takes memory as it finds it: here it is full of NaN.
+    """
+    convolution = Conv2d(96, 96, 3, stride=2, padding=1, groups=groups)
+    convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    expected = torch.zeros_like(convolution.weight)
+    expected[:, :, 1, 1] = 2.0
+    for _ in range(20):
+        convolution.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            output = convolution(torch.ones(2, 96, 1, 1))
+        assert output.dtype == torch.bfloat16
+        sizes = [expected.numel() // 2, expected.numel(), 96 * 16, 96 * 32]
+        freed = [torch.full((size,), math.nan) for size in sizes for _ in range(50)]
+        del freed
+        output.sum().backward()
+        assert convolution.weight.grad is not None
+        assert torch.equal(convolution.weight.grad, expected)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_strided_convolutions_of_all_models_are_of_this_kind(name: str) -> None:
+    """But those of one pixel, which see no padding."""
+    found = [m for m in create_model(name, num_classes=2).modules() if isinstance(m, nn.Conv2d)]
+    wide = [m for m in found if max(m.stride) > 1 and max(m.kernel_size) > 1]
+    assert wide
+    assert all(isinstance(m, Conv2d) for m in wide)
