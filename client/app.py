@@ -23,10 +23,12 @@ from client.rounds import (
     calibration_round,
     decode_model,
     float_round,
+    part_size,
     quantized_round,
     statistics_round,
 )
 from client.state import load_inputs, save_inputs
+from client.task import scoring_batch
 from client.throttle import PausedTooLongError, Throttle, ThrottleLimits
 from client.working_model import working_model
 from common.bit_widths import choose_bits
@@ -175,11 +177,13 @@ def evaluate(message: Message, context: Context) -> Message:
     with working_model(build, config, device) as model:
         load_state(model, decode_model(request.model))
         if len(device.holdout):
+            whole = config.evaluation.batch_size
+            max_part_size = part_size(device, model, whole, corrected=False)
             logits = predict_logits(
                 model,
                 device.holdout.images,
                 device.dataset,
-                batch_size=config.evaluation.batch_size,
+                batch_size=scoring_batch(max_part_size, whole),
             )
             labels = device.holdout.labels
             top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -71,7 +71,7 @@ def float_round(
         epochs = config.warmup.local_epochs
         task = replace(
             _task(config, request, epochs=epochs),
-            max_part_size=_part_size(device, model, config.warmup.batch_size, corrected=False),
+            max_part_size=part_size(device, model, config.warmup.batch_size, corrected=False),
             batch_size=config.warmup.batch_size,
             learning_rate=config.warmup.learning_rate,
             schedule="cosine",
@@ -134,7 +134,7 @@ def statistics_round(
         batch_size = config.training.batch_size
         task = replace(
             _task(config, request, epochs=config.training.local_epochs),
-            max_part_size=_part_size(device, model, batch_size, corrected=False),
+            max_part_size=part_size(device, model, batch_size, corrected=False),
         )
         generator = torch_generator(config.run.seed, "statistics", device.partition_id)
         num_images = config.training.batch_norm_images
@@ -215,8 +215,8 @@ def _train_on_coresets(
     images = device.train
     coreset_config, num_epochs = effort
     task = _task(config, request, epochs=config.training.local_epochs)
-    part_size = _part_size(device, student, task.batch_size, corrected=task.is_corrected)
-    task = replace(task, num_epochs=num_epochs, max_part_size=part_size)
+    max_part_size = part_size(device, student, task.batch_size, corrected=task.is_corrected)
+    task = replace(task, num_epochs=num_epochs, max_part_size=max_part_size)
 
     def teacher_outputs(candidates: Tensor | None) -> Tensor:
         def compute() -> Tensor:
@@ -282,7 +282,8 @@ def _task(config: Config, request: TrainRequest, *, epochs: int) -> TrainingTask
     )
 
 
-def _part_size(device: Device, model: nn.Module, batch_size: int, *, corrected: bool) -> int:
+def part_size(device: Device, model: nn.Module, batch_size: int, *, corrected: bool) -> int:
+    """Most images that this device can pass at a time in training; 0: whole batches."""
     _, channels, height, width = device.train.images.shape
     return fitting_part_size(
         model,

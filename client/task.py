@@ -45,10 +45,18 @@ class TrainingTask:
 
     @property
     def scoring_batch(self) -> int:
-        """Images that are scored at a time: fewer where memory is too short for whole batches."""
-        if not self.max_part_size:
-            return EVALUATION_BATCH
-        return min(EVALUATION_BATCH, max(SMALLEST_SCORING_BATCH, self.max_part_size))
+        """Images that are scored at a time."""
+        return scoring_batch(self.max_part_size, EVALUATION_BATCH)
+
+
+def scoring_batch(max_part_size: int, whole: int) -> int:
+    """Images of a pass without gradient: ``whole``, or fewer where memory is too short.
+
+    Args:
+        max_part_size: most images that training passes at a time; 0: whole batches.
+        whole: images of a pass where there is room.
+    """
+    return min(whole, max(SMALLEST_SCORING_BATCH, max_part_size)) if max_part_size else whole
 
 
 def training_task(

@@ -231,6 +231,26 @@ def test_evaluate_measures_the_held_out_images(stage: Stage) -> None:
     assert reply.metrics["loss-sum"] == pytest.approx(loss.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("max_memory", "batch_size"), [(0, 64), (10**12, 64), (10**6, 8)])
+def test_evaluate_keeps_to_the_devices_memory(
+    max_memory: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No limit, one with room for all, and one that is used up: the smallest batch that scores."""
+    seen: list[int] = []
+
+    def predict(*arguments: Any, batch_size: int) -> Tensor:
+        seen.append(batch_size)
+        return predict_logits(*arguments, batch_size=batch_size)
+
+    monkeypatch.setattr("client.app.predict_logits", predict)
+    sent = train_request(Config.from_flat(FLAT), Stage.QUANTIZED).model
+    request = EvaluateRequest(stage=Stage.QUANTIZED, round_index=2, model=sent)
+    context = make_context()
+    context.node_config |= {"max-memory": max_memory, "used-memory": 10**6}
+    call(request.to_record(), MessageType.EVALUATE, context)
+    assert seen == [batch_size]
+
+
 def test_evaluate_without_held_out_images() -> None:
     flat = {**FLAT, "data.holdout-fraction": 0.0}
     request = EvaluateRequest(
