@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.config.coreset import ONLINE, pool_factor, selection_interval
+from common.config.coreset import COST_NOTHING, ONLINE, pool_factor, selection_interval
 from common.config.federation import ASYNCHRONOUS, AVERAGING_STRATEGIES
 from common.config.model import FLOAT_BITS
 from common.errors import UserError
@@ -62,7 +62,7 @@ def _check_coreset(config: Config) -> None:
             f"coreset.pool-share = {coreset.pool_share}: expected 0 with coreset.pool = "
             f"{coreset.pool} (one of the two says how many images are scored)"
         )
-    if 0 < pool_factor(coreset) < 1:
+    if 0 < pool_factor(coreset) < 1 and coreset.selection not in COST_NOTHING:
         raise UserError(
             f"coreset.pool-share = {coreset.pool_share}: expected more with "
             f"coreset.interval = {selection_interval(coreset)} (it pays for scoring "

@@ -182,11 +182,17 @@ class TestSectionsTogether:
 
     def test_a_pool_by_its_share_holds_the_coreset(self) -> None:
         """A tenth of the time pays for 0.89 coresets every 4 epochs (4 / 9 / 0.5), 1.1 every 5."""
-        Config(coreset=CoresetConfig(pool_share=0.1, interval=5))
+        scored = CoresetConfig(selection="res", pool_share=0.1, interval=5)
+        Config(coreset=scored)
         with pytest.raises(UserError, match=r"pool-share = 0\.1.*interval = 4 .*0\.89 times"):
-            Config(coreset=CoresetConfig(pool_share=0.1, interval=4))
+            Config(coreset=dataclasses.replace(scored, interval=4))
         with pytest.raises(UserError, match=r"pool-share = 0\.1: .*coreset\.pool = 2\.0"):
             Config(coreset=CoresetConfig(pool_share=0.1, pool=2.0, interval=18))
+
+    @pytest.mark.parametrize("selection", ["random", "res-online", "full"])
+    def test_a_pool_that_nothing_is_scored_of_may_be_small(self, selection: str) -> None:
+        """A comparison of selections sets one share for all, and these need no pool."""
+        Config(coreset=CoresetConfig(selection=selection, pool_share=0.1))
 
     @pytest.mark.parametrize("update_format", ["codes", "delta", "float32"])
     def test_a_float_model_has_no_codes(self, update_format: str) -> None:
