@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,12 +158,15 @@ def run_supernode(launch: Launch) -> None:
     check_launch(launch)
     _check_port(launch.port or DEFAULT_PORT)
     command = supernode_command(launch)
+    programs = sysconfig.get_path("scripts")
     environment = {
         # Fewer arenas of the allocator: less freed memory that stays with the process.
         "MALLOC_ARENA_MAX": "2",
         "FLWR_TELEMETRY_ENABLED": "0",
         PRINT_VARIABLE: "1",
         **os.environ,
+        # Flower starts programs of its own by name; a service's path has none of an environment's.
+        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
     }
     if launch.threads:
         environment["OMP_NUM_THREADS"] = str(launch.threads)

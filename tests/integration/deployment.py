@@ -23,6 +23,7 @@ from tests.conftest import ROOT
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 PROGRAMS = Path(sys.executable).parent
+SERVICE_PATH = "/usr/local/bin:/usr/bin:/bin"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
@@ -135,11 +136,14 @@ class Fleet:
         self._wait_for("proxy", self.proxy_port)
 
     def start_supernode(self, name: str, partition_id: int, *, address: str = "") -> None:
-        """One device, with its key, that reaches the server at ``address``; not waited for."""
+        """One device, with its key, that reaches the server at ``address``; not waited for.
+
+        Its path is that of a service.
+        """
         (port,) = free_ports(1)
         self.start(
             name,
-            *(sys.executable, "-m", "client", "run"),
+            *("/usr/bin/env", f"PATH={SERVICE_PATH}", sys.executable, "-m", "client", "run"),
             *("--superlink", address or self.device_address, "--port", str(port)),
             *("--ca", str(self.keys.ca_certificate), "--key", str(self.keys.device_key(name))),
             *("--partition-id", str(partition_id)),

@@ -6,11 +6,13 @@ import argparse
 import errno
 import os
 import platform
+import shutil
 import socket
 import socketserver
 import ssl
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -46,6 +48,7 @@ from common.errors import UserError
 from server.cli import main as server_main
 from server.deployment.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
+from tests.integration.deployment import free_ports
 from tests.unit.image_files import write_tree
 
 
@@ -460,6 +463,24 @@ def test_a_port_in_use_is_refused(keys: KeyFolder, tmp_path: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"--port {port} can't be had .*in use"):
             run_supernode(launch(keys, None, partition_id=2, port=port))
+
+
+@pytest.fixture
+def started(keys: KeyFolder, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment that a SuperNode is started with by a service, whose path is the system's."""
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr("os.execve", lambda _path, _command, values: environments.append(values))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    run_supernode(launch(keys, None, partition_id=2, port=free_ports(1)[0]))
+    return environments[0]
+
+
+def test_a_supernode_finds_the_programs_of_flower_that_it_starts(started: dict[str, str]) -> None:
+    for program in ("flower-superexec", "flwr-clientapp"):
+        found = shutil.which(program, path=started["PATH"])
+        assert found is not None
+        assert Path(found).parent == Path(sysconfig.get_path("scripts"))
+    assert started["PATH"].endswith(":/usr/bin:/bin")
 
 
 def test_an_interrupted_command_says_so(
