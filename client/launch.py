@@ -162,7 +162,9 @@ def run_supernode(launch: Launch) -> None:
     environment = {
         # Fewer arenas of the allocator: less freed memory that stays with the process.
         "MALLOC_ARENA_MAX": "2",
+        # Flower would tell its makers of every start.
         "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
         PRINT_VARIABLE: "1",
         **os.environ,
         # Flower starts programs of its own by name; a service's path has none of an environment's.

@@ -471,6 +471,8 @@ def started(keys: KeyFolder, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     environments: list[dict[str, str]] = []
     monkeypatch.setattr("os.execve", lambda _path, _command, values: environments.append(values))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    for name in ("FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK"):
+        monkeypatch.delenv(name)
     run_supernode(launch(keys, None, partition_id=2, port=free_ports(1)[0]))
     return environments[0]
 
@@ -481,6 +483,11 @@ def test_a_supernode_finds_the_programs_of_flower_that_it_starts(started: dict[s
         assert found is not None
         assert Path(found).parent == Path(sysconfig.get_path("scripts"))
     assert started["PATH"].endswith(":/usr/bin:/bin")
+
+
+def test_a_supernode_tells_nobody_but_the_server_of_itself(started: dict[str, str]) -> None:
+    assert started["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert started["FLWR_DISABLE_UPDATE_CHECK"] == "1"
 
 
 def test_an_interrupted_command_says_so(
