@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from common.errors import UserError
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns such an image upright."""
 
 
 def decode_image(source: Path | BinaryIO, place: str, image_size: int | None = None) -> np.ndarray:
@@ -36,7 +47,11 @@ def decode_image(source: Path | BinaryIO, place: str, image_size: int | None = N
             if image_size is not None:
                 # libjpeg scales by powers of two while decoding: keep twice the target's side.
                 image.draft(None, (2 * image_size, 2 * image_size))
-            upright = ImageOps.exif_transpose(image)
+            image.load()
+            # ImageOps.exif_transpose also writes the other EXIF entries anew, and fails where one
+            # is of another type than the standard says.
+            method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            upright = image.copy() if method is None else image.transpose(method)
         if upright.mode.startswith("I"):
             # 16 bits a pixel, which Pillow cuts off at 255 instead of scaling them.
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))

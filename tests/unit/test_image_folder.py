@@ -1,5 +1,6 @@
 """Tests of common.data.image_folder and common.data.image_decoding."""
 
+import struct
 from io import BytesIO
 from pathlib import Path
 
@@ -51,6 +52,42 @@ class TestDecodeImage:
         image.save(buffer, format="PNG", exif=exif)
         pixels = decode_image(buffer, "here")
         assert pixels[..., 0].tolist() == [[255], [0]]
+
+    @pytest.mark.parametrize(
+        ("orientation", "pixels"),
+        [
+            (1, [[1, 2, 3], [4, 5, 6]]),
+            (2, [[3, 2, 1], [6, 5, 4]]),
+            (3, [[6, 5, 4], [3, 2, 1]]),
+            (4, [[4, 5, 6], [1, 2, 3]]),
+            (5, [[1, 4], [2, 5], [3, 6]]),
+            (6, [[4, 1], [5, 2], [6, 3]]),
+            (7, [[6, 3], [5, 2], [4, 1]]),
+            (8, [[3, 6], [2, 5], [1, 4]]),
+        ],
+    )
+    def test_every_orientation(self, orientation: int, pixels: list[list[int]]) -> None:
+        """Where row 0 and column 0 of what is stored are to be seen (EXIF 2.3, table 4.6.4): top
+        and left, top and right, bottom and right, bottom and left, then left and top, right and
+        top, right and bottom, left and bottom."""
+        image = Image.fromarray(np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        buffer = BytesIO()
+        image.save(buffer, format="PNG", exif=exif)
+        assert decode_image(buffer, "here")[..., 0].tolist() == pixels
+
+    def test_exif_of_another_type_than_the_standards(self) -> None:
+        """Orientation 6, and a unit of resolution that is the fraction 2/1, not a whole number."""
+        entries = [
+            struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0),
+            struct.pack("<HHII", 0x0128, 5, 1, 38),
+        ]
+        exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries)
+        exif += struct.pack("<III", 0, 2, 1)
+        buffer = BytesIO()
+        Image.fromarray(plain(40, 8, 16)).save(buffer, format="JPEG", exif=exif)
+        assert decode_image(buffer, "here").shape == (16, 8, 3)
 
     def test_resized_by_the_shorter_side_and_cropped_in_the_middle(self) -> None:
         """8 high, 24 wide, in thirds of 10, 40, 70: the middle third stays. Halving averages four
