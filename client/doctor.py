@@ -160,12 +160,12 @@ def _clock() -> Finding:
 
 def _data(folder: Path) -> Iterator[Finding]:
     from common.data.image_decoding import decode_image
-    from common.data.image_folder import list_images
+    from common.data.image_folder import list_images, training_folder
 
     remedy = "one folder for each class, named as the run's classes, with images in it"
     try:
-        root = folder / "train" if (folder / "train").is_dir() else folder
-        listing = list_images(root)
+        root = training_folder(folder)
+        listing = list_images(root, may_lack_images=True)
     except (UserError, OSError) as error:
         yield Finding(name="Images", passed=False, detail=str(error), remedy=remedy)
         return

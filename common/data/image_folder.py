@@ -67,7 +67,7 @@ def folder_source(
         UserError: a folder is missing or cannot be read, holds no images, or names a class that
             is not in the list.
     """
-    train = list_images(root / "train" if (root / "train").is_dir() else root, class_names)
+    train = list_images(training_folder(root), class_names)
     listings = {"train": train}
     if with_test and train.root != root:
         for name in TEST_FOLDERS:
@@ -87,8 +87,32 @@ def folder_source(
     )
 
 
-def list_images(root: Path, class_names: tuple[str, ...] | None = None) -> FolderListing:
+def training_folder(root: Path) -> Path:
+    """Where ROOT's class folders are: in ROOT/train, unless "train" is one of the classes.
+
+    It is one (in CIFAR-100, for example) where it holds images and no folder.
+    """
+    train = root / "train"
+    if not train.is_dir():
+        return root
+    try:
+        with os.scandir(train) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+        is_class = any(_is_image(entry) for entry in entries)
+        return root if is_class and not any(entry.is_dir() for entry in entries) else train
+    except OSError:  # whoever lists it says why
+        return train
+
+
+def list_images(
+    root: Path, class_names: tuple[str, ...] | None = None, *, may_lack_images: bool = False
+) -> FolderListing:
     """The images of ROOT/CLASS/*; other files and hidden ones are passed over.
+
+    Args:
+        root: the folder.
+        class_names: see `folder_source`.
+        may_lack_images: whether a class folder may be empty, as with ``class_names``.
 
     Raises:
         UserError: see `folder_source`.
@@ -114,11 +138,9 @@ def list_images(root: Path, class_names: tuple[str, ...] | None = None) -> Folde
                 found = sorted(
                     (entry.name, entry.stat())
                     for entry in entries
-                    if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-                    and not entry.name.startswith(".")
-                    and entry.is_file()
+                    if not entry.name.startswith(".") and _is_image(entry)
                 )
-            if not found and class_names is None:
+            if not found and class_names is None and not may_lack_images:
                 raise UserError(f"class folder {root / folder} holds no {_formats()} image")
             files.update((f"{folder}/{name}", stat) for name, stat in found)
             labels.extend([classes.index(folder)] * len(found))
@@ -192,6 +214,10 @@ def _read_chunks(
 
 def _read(path: Path, image_size: int | None) -> np.ndarray:
     return decode_image(path, str(path), image_size)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file()
 
 
 def _class_order(names: Sequence[str]) -> type[int] | type[str]:

@@ -120,6 +120,15 @@ def test_a_healthy_device(keys: KeyFolder, superlink: str, tmp_path: Path) -> No
     assert found["Images"].detail == "4 in 2: ant 2, bee 2"
 
 
+def test_a_class_without_images_is_no_fault(tmp_path: Path) -> None:
+    """As in a round: the device lacks that class. "train" is a class here."""
+    write_tree(tmp_path, ["ant", "train"], images=2)
+    (tmp_path / "bee").mkdir()
+    images = findings(data=tmp_path)["Images"]
+    assert images.passed
+    assert images.detail == "4 in 3: ant 2, bee 0, train 2"
+
+
 def test_what_is_wrong_is_named_with_what_to_do(keys: KeyFolder, tmp_path: Path) -> None:
     write_tree(tmp_path / "data", ["ant"], images=2)
     (tmp_path / "data/ant/broken.png").write_bytes(b"no image")

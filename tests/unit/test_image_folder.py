@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from common.data.image_decoding import decode_image
-from common.data.image_folder import folder_source, list_images
+from common.data.image_folder import folder_source, list_images, training_folder
 from common.errors import UserError
 from tests.unit.image_files import plain, png, write_tree
 
@@ -163,6 +163,8 @@ class TestListImages:
             list_images(tmp_path)
         assert len(list_images(tmp_path, ("ant", "cat", "dog")).files) == 2
 
+        assert len(list_images(tmp_path, may_lack_images=True).files) == 2
+
     def test_no_images(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"holds no images: expected CLASS"):
             list_images(tmp_path)
@@ -170,6 +172,23 @@ class TestListImages:
     def test_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"cannot read image folder .*gone"):
             list_images(tmp_path / "gone")
+
+
+class TestTrainingFolder:
+    def test_beside_a_test_folder(self, tmp_path: Path) -> None:
+        write_tree(tmp_path / "train", ["ant"])
+        (tmp_path / "train" / "preview.png").write_bytes(b"")
+        assert training_folder(tmp_path) == tmp_path / "train"
+
+    def test_train_is_a_class_as_others(self, tmp_path: Path) -> None:
+        write_tree(tmp_path, ["train", "tram"])
+        assert training_folder(tmp_path) == tmp_path
+        assert folder_source(tmp_path, with_test=False).open().class_names == ("train", "tram")
+
+    def test_without_classes(self, tmp_path: Path) -> None:
+        assert training_folder(tmp_path) == tmp_path
+        (tmp_path / "train").mkdir()
+        assert training_folder(tmp_path) == tmp_path / "train"
 
 
 class TestFolderSource:

@@ -57,6 +57,12 @@ def test_an_unknown_class_is_named_here_and_not_in_what_may_be_sent(tmp_path: Pa
     assert str(tmp_path) not in caught.value.summary
 
 
+def test_train_may_be_a_class(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["ant", "train"])
+    device = load(tmp_path, changed(class_names=("ant", "bee", "train")))
+    assert device.train.labels.tolist() == [0, 2]
+
+
 def test_an_empty_class_folder_is_a_class_that_is_missing(tmp_path: Path) -> None:
     write_tree(tmp_path, ["bee"])
     (tmp_path / "ant").mkdir()
