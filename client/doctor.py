@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from client.health import read_health, read_throttling
@@ -26,6 +27,10 @@ MIN_DISK_BYTES = 1000 * MB
 HOT_CELSIUS = 75.0
 EARLIEST_CLOCK = 1_767_225_600
 """2026-01-01: a clock before it was never set, and no certificate is valid then."""
+MAX_BEHIND_SECONDS = 300.0
+MAX_AHEAD_SECONDS = 5.0
+"""How much a device's clock may differ from the server's: Flower (1.41) refuses what it signs at
+other times, as it does what other keys sign."""
 HEALTH_TIMEOUT_SECONDS = 10.0
 
 
@@ -74,7 +79,7 @@ def examine(subject: Subject) -> Iterator[Finding]:
                 remedy="give ca.crt of the server with --ca",
             )
         else:
-            yield _connection(subject.superlink, subject.ca)
+            yield from _connection(subject.superlink, subject.ca)
 
 
 def _python() -> Finding:
@@ -230,30 +235,44 @@ def _certificate(ca: Path) -> Finding:
     return finding(min(ends) > time.time(), f"valid until {day}")
 
 
-def _connection(superlink: str, ca: Path) -> Finding:
+def _connection(superlink: str, ca: Path) -> Iterator[Finding]:
     def finding(passed: bool, detail: str, remedy: str = "") -> Finding:
         return Finding(name="SuperLink", passed=passed, detail=detail, remedy=remedy)
 
     host, port = parse_address(superlink)
+    dates: list[str] = []
     try:
-        seconds = timed(lambda: get_health(host, port, ca))
+        seconds = timed(lambda: dates.append(get_health(host, port, ca)))
     except ssl.SSLCertVerificationError as error:
-        return finding(
+        yield finding(
             False,
             f"{superlink}: {error.verify_message}",
             "the CA's certificate must be this server's, and the name one of its certificate's",
         )
     except OSError as error:
-        return finding(
+        yield finding(
             False,
             f"{superlink}: {error.strerror or error}",
             "is the server running, is the port open, is the address right?",
         )
-    return finding(True, f"{superlink} answers over TLS in {seconds * 1000:.0f} ms")
+    else:
+        yield finding(True, f"{superlink} answers over TLS in {seconds * 1000:.0f} ms")
+        yield _clock_beside(parsedate_to_datetime(dates[0]).timestamp())
 
 
-def get_health(host: str, port: int, ca: Path) -> None:
-    """Ask the SuperLink over TLS whether it is there.
+def _clock_beside(server_seconds: float) -> Finding:
+    ahead = time.time() - server_seconds
+    return Finding(
+        name="Clock beside the server's",
+        # A second more: the server's time is in whole ones.
+        passed=-MAX_BEHIND_SECONDS <= ahead <= MAX_AHEAD_SECONDS + 1,
+        detail=f"{abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}",
+        remedy="sudo timedatectl set-ntp true, here and on the server: else it refuses this key",
+    )
+
+
+def get_health(host: str, port: int, ca: Path) -> str:
+    """Ask the SuperLink over TLS whether it is there; returns what time it is there (HTTP's Date).
 
     Raises:
         OSError: it is not, or is not who the CA says.
@@ -267,6 +286,7 @@ def get_health(host: str, port: int, ca: Path) -> None:
     try:
         with opener.open(f"https://{name}:{port}/health", timeout=HEALTH_TIMEOUT_SECONDS) as reply:
             reply.read()
+            return str(reply.headers["Date"])
     except urllib.error.URLError as error:
         if isinstance(error.reason, OSError):
             raise error.reason from error
@@ -279,7 +299,7 @@ def get_health(host: str, port: int, ca: Path) -> None:
         raise OSError("it gives no HTTP/1 answer, as a SuperLink does") from error
 
 
-def timed(function: Callable[[], None]) -> float:
+def timed(function: Callable[[], object]) -> float:
     """Seconds that a call takes."""
     started = time.perf_counter()
     function()

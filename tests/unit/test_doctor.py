@@ -14,7 +14,9 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -175,6 +177,33 @@ def test_what_may_not_be_looked_at_is_one_sentence(
     assert server_main(["run", "--ca", str(locked / "ca.crt")]) == 2
     errors = capsys.readouterr().err
     assert errors.count("Permission denied") == errors.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "passed", "said"),
+    [
+        (0, True, " ahead"),
+        (3, True, " ahead"),
+        (20, False, " s ahead"),
+        (-200, True, " s behind"),
+        (-400, False, " s behind"),
+    ],
+)
+def test_a_clock_that_differs_from_the_servers(
+    seconds: float,
+    passed: bool,
+    said: str,
+    keys: KeyFolder,
+    superlink: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Flower takes what was signed up to 5 s from now, or 300 s ago."""
+    now = time.time
+    monkeypatch.setattr("client.doctor.time.time", lambda: now() + seconds)
+    monkeypatch.setattr(Healthy, "date_time_string", lambda *_: formatdate(now(), usegmt=True))
+    found = findings(superlink=superlink, ca=keys.root / "ca.crt")["Clock beside the server's"]
+    assert found.passed == passed
+    assert said in found.detail
 
 
 def test_a_server_of_another_ca_is_not_trusted(superlink: str, tmp_path: Path) -> None:
