@@ -178,6 +178,8 @@ def _config(workload: Workload) -> Config:
         {
             "model.name": workload.model,
             "quantization.weight-bits": workload.weight_bits,
+            # The default does not score images.
+            "coreset.selection": "quarc",
             "coreset.fraction": workload.fraction,
             "training.batch-size": workload.batch_size,
             "training.correction": workload.correction,

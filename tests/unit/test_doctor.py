@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +46,9 @@ from client.memory import (
     supernode_bytes,
 )
 from client.node import NodeSettings
-from client.workload import forward_flops
+from client.workload import Workload, forward_flops, run_workload
 from common.errors import UserError
+from common.inference import predict_logits
 from server.cli import main as server_main
 from server.deployment.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
@@ -482,6 +484,25 @@ def test_the_largest_batch() -> None:
     assert largest_fitting(lambda batch: 100 + 2 * batch, 200) == 32
     with pytest.raises(UserError, match="batch of 2"):
         largest_fitting(lambda batch: 100 + 2 * batch, 103)
+
+
+def test_a_measured_device_scores_all_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 images: the student's outputs on all of them, and the teacher's."""
+    monkeypatch.setenv("FEDQUARC_CACHE", str(tmp_path))
+    num_scored = []
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        logits = predict_logits(*arguments, **options)
+        num_scored.append(len(logits))
+        return logits
+
+    for module in ("client.rounds", "client.selection"):
+        monkeypatch.setattr(f"{module}.predict_logits", counted)
+    result = run_workload(Workload(model="resnet8", num_images=40, image_size=8))
+    assert num_scored == [40, 40]
+    assert result.select_seconds > 0
 
 
 def test_operations_of_resnet20() -> None:
