@@ -48,6 +48,10 @@ from common.messages import (
 from common.models import load_state
 from common.settings import Scalar
 
+PAUSED_SHARE = 0.9
+"""Of the time that the server waits: a device that still pauses then says so. The rest is for the
+messages' ways and the start of this process: what comes later nobody hears."""
+
 logger = logging.getLogger(__name__)
 print_events_of_a_service()
 
@@ -242,7 +246,7 @@ def _throttle(config: Config, context: Context) -> Throttle:
         ThrottleLimits(
             max_celsius=node.max_temperature,
             min_battery_percent=node.min_battery,
-            max_pause_seconds=config.federation.round_timeout,
+            max_round_seconds=PAUSED_SHARE * config.federation.round_timeout,
         ),
         read_health,
     )

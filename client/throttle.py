@@ -21,7 +21,7 @@ COOLING_CELSIUS = 5.0
 
 
 class PausedTooLongError(RuntimeError):
-    """The pause lasted longer than the round can wait."""
+    """The pause lasted for as long as the round can wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,14 @@ class ThrottleLimits:
     """0: whatever the temperature."""
     min_battery_percent: float = 0.0
     """While on battery; 0: down to the last."""
-    max_pause_seconds: float = 600.0
-    """All pauses of a round together."""
+    max_round_seconds: float = 600.0
+    """Of a round, from its beginning on: a pause that lasts until then is given up."""
 
 
 class Throttle:
     """Called in every step of a training; returns when the training may go on.
+
+    Made when the round begins.
 
     Args:
         limits: when to pause.
@@ -57,7 +59,7 @@ class Throttle:
         self._look = look
         self._now = now
         self._sleep = sleep
-        self._next_look = now()
+        self._round_started = self._next_look = now()
         self._hottest: float | None = None
         self._paused_seconds = 0.0
 
@@ -65,7 +67,7 @@ class Throttle:
         """Wait if it has to be; ``progress`` is not looked at.
 
         Raises:
-            PausedTooLongError: if the pauses of this round add up to more than the limit.
+            PausedTooLongError: if a pause lasts until the round's time is over.
         """
         started = self._now()
         if started < self._next_look:
@@ -76,8 +78,7 @@ class Throttle:
             log_event("training-paused", reason, level=logging.WARNING)
             try:
                 while self._reason(health, COOLING_CELSIUS):
-                    paused_seconds = self._paused_seconds + self._now() - started
-                    if paused_seconds > self._limits.max_pause_seconds:
+                    if self._now() - self._round_started > self._limits.max_round_seconds:
                         raise PausedTooLongError(reason)
                     self._sleep(PAUSE_SECONDS)
                     health = self._measure()

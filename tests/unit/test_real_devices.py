@@ -15,6 +15,7 @@ from client.local_device import local_device
 from client.state import load_coreset, load_inputs
 from common.config import Config
 from common.data.input_spec import InputSpec
+from common.errors import UserError
 from server.app import run_federation
 from tests.unit.fake_grid import FakeGrid
 from tests.unit.image_files import png
@@ -279,3 +280,22 @@ def test_a_hot_device_pauses_and_says_so(
     first, *_ = lines(tmp_path, "device")
     assert first["temperature_celsius"] == 80
     assert first["paused_seconds"] > 0
+
+
+def test_a_device_that_stays_hot_says_so_before_the_server_gives_it_up(
+    tmp_path: Path, server_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine tenths of a round of 1 s after it began."""
+    monkeypatch.setattr("client.app.read_health", lambda: Health(temperature_celsius=80.0))
+    monkeypatch.setattr("client.throttle.PAUSE_SECONDS", 0.01)
+    folder = tmp_path / "device"
+    write_images(folder, {"ant": 6, "cat": 6}, seed=0)
+    flat = settings(server_images) | {"data.num-devices": 1, "federation.min-devices": 1}
+    flat |= {"warmup.num-rounds": 1, "federation.round-timeout": 1.0}
+    fleet = LocalFleet({0: folder}, flat, {"max-temperature": 75})
+    with pytest.raises(UserError, match="80 degrees, the limit is 75"):
+        run_federation(
+            FakeGrid(fleet, [0]), Config.from_flat(flat), SilentReporter(), tmp_path / "run"
+        )
+    (line,) = lines(tmp_path, "device")
+    assert line["status"] == "paused"

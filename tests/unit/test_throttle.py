@@ -65,11 +65,22 @@ def test_a_low_battery_waits_for_the_charger() -> None:
 def test_a_pause_that_never_ends_is_given_up() -> None:
     """After 13 waits of 5 s 65 s are over, more than 60: the reply says so."""
     machine = hot(80)
-    throttle = machine.throttle(max_celsius=75, max_pause_seconds=60)
+    throttle = machine.throttle(max_celsius=75, max_round_seconds=60)
     with pytest.raises(PausedTooLongError, match="80 degrees, the limit is 75"):
         throttle(0.0)
     assert machine.seconds - 100 == 65
     assert throttle.metrics() == {"paused-seconds": 65.0, "temperature-celsius": 80}
+
+
+def test_a_pause_is_given_up_while_the_server_still_waits() -> None:
+    """It begins 50 s into the round: three waits of 5 s later 65 of its 60 s are over."""
+    machine = hot(80)
+    throttle = machine.throttle(max_celsius=75, max_round_seconds=60)
+    machine.sleep(50)
+    with pytest.raises(PausedTooLongError):
+        throttle(0.0)
+    assert machine.seconds - 100 == 65
+    assert throttle.metrics()["paused-seconds"] == 15.0
 
 
 def test_sensors_are_looked_at_once_a_second() -> None:
