@@ -16,6 +16,7 @@ from client.deadline import Pace
 from common.config import Config, DataConfig, ModelConfig, QuantizationConfig
 from common.data.datasets import Dataset, ImageSet, load_dataset
 from common.data.partition import configured_split, split_holdout
+from common.errors import UserError
 from common.models import create_model
 from common.module_copy import copy_module
 from common.qat import prepare
@@ -51,12 +52,20 @@ def emulated_device(config: Config, partition_id: int, data_share: float = 1.0) 
         partition_id: which one.
         data_share: part of these images that the device has room for, (0, 1]: drawn at random,
             class by class in proportion, at least one of every class. The others are nobody's.
+
+    Raises:
+        UserError: the split has no such part.
     """
     return _emulated_device(config.data, config.run.seed, partition_id, data_share)
 
 
 @lru_cache(maxsize=64)
 def _emulated_device(data: DataConfig, seed: int, partition_id: int, data_share: float) -> Device:
+    if partition_id >= data.num_devices:
+        raise UserError(
+            f"partition id {partition_id} of an emulated device: expected 0 to "
+            f"{data.num_devices - 1}, with data.num-devices = {data.num_devices}"
+        )
     dataset = _dataset(data)
     indices = _split(data, seed)[partition_id]
     if data_share < 1:

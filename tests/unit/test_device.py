@@ -7,6 +7,7 @@ import torch
 
 from client.device import Device, emulated_device
 from common.config import Config
+from common.errors import UserError
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("flwr_datasets", reason="the split comes with flwr-datasets")
@@ -22,6 +23,11 @@ def images_of(device: Device) -> set[bytes]:
 def class_counts(device: Device) -> torch.Tensor:
     labels = torch.cat([device.train.labels, device.holdout.labels])
     return labels.bincount(minlength=10)
+
+
+def test_a_part_that_the_split_has_not() -> None:
+    with pytest.raises(UserError, match=r"partition id 20 .*expected 0 to 19, with data.num-dev"):
+        emulated_device(CONFIG, 20)
 
 
 class TestDataShare:
