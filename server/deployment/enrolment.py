@@ -125,5 +125,7 @@ def _write(folder: KeyFolder, name: str, record: _Record) -> None:
     if record.retired:
         content["retired"] = record.retired
     path = folder.device_record(name)
-    path.unlink(missing_ok=True)
-    write_secret(path, json.dumps(content).encode() + b"\n")
+    new_path = path.with_name(f"{path.name}.new")
+    new_path.unlink(missing_ok=True)
+    write_secret(new_path, json.dumps(content).encode() + b"\n")
+    os.replace(new_path, path)

@@ -123,41 +123,31 @@ def create_fleet_keys(folder: KeyFolder, hosts: Sequence[str], devices: Sequence
     write_secret(folder.ca_key, _pem_key(key))
     write_secret(folder.ca_certificate, certificate.public_bytes(serialization.Encoding.PEM))
     write_secret(folder.superexec_secret, secrets.token_bytes(32))
-    create_server_certificate(folder, hosts)
+    for path, content in _server_files(folder, hosts).items():
+        write_secret(path, content)
     create_device_keys(folder, devices)
 
 
-def create_server_certificate(folder: KeyFolder, hosts: Sequence[str]) -> None:
-    """Make the server's key and a certificate for ``hosts``, signed by the folder's CA.
+def renew_server_certificate(folder: KeyFolder, hosts: Sequence[str]) -> None:
+    """Replace the server's key and certificate; the old ones are kept as ``*.old``.
 
     Args:
         folder: holds the CA.
         hosts: subject alternative names: DNS names and IP addresses.
 
     Raises:
-        UserError: if a name is not allowed, the CA is missing or damaged, or a file exists.
+        UserError: if a name is not allowed, the CA is missing or damaged, or a file can't be
+            written; the old files are in place then.
     """
-    names = alternative_names(hosts)
-    _refuse_existing([folder.server_certificate, folder.server_key])
-    ca_key, ca = _load_ca(folder)
-    key = ec.generate_private_key(CURVE)
-    certificate = server_certificate(key, names, ca_key, ca)
-    write_secret(folder.server_key, _pem_key(key))
-    write_secret(folder.server_certificate, certificate.public_bytes(serialization.Encoding.PEM))
-
-
-def renew_server_certificate(folder: KeyFolder, hosts: Sequence[str]) -> None:
-    """Replace the server's key and certificate; the old ones are kept as ``*.old``.
-
-    Raises:
-        UserError: as in `create_server_certificate`; the old files are in place then.
-    """
-    alternative_names(hosts)
-    _load_ca(folder)
-    for path in (folder.server_certificate, folder.server_key):
+    contents = _server_files(folder, hosts)
+    new_paths = {path: path.with_name(f"{path.name}.new") for path in contents}
+    for path, new_path in new_paths.items():
+        new_path.unlink(missing_ok=True)
+        write_secret(new_path, contents[path])
+    for path, new_path in new_paths.items():
         if path.exists():
             os.replace(path, path.with_name(f"{path.name}.old"))
-    create_server_certificate(folder, hosts)
+        os.replace(new_path, path)
 
 
 def certificate_notice(folder: KeyFolder, now: datetime.datetime) -> str:
@@ -232,10 +222,26 @@ def write_secret(path: Path, content: bytes) -> None:
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+        except OSError:  # a part of a key would be taken for one
+            path.unlink()
+            raise
     except OSError as error:
         raise UserError(f"'{path}' can't be written: {error.strerror}") from error
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
+
+
+def _server_files(folder: KeyFolder, hosts: Sequence[str]) -> dict[Path, bytes]:
+    """A new key of the server and its certificate for ``hosts``, signed by the folder's CA."""
+    names = alternative_names(hosts)
+    ca_key, ca = _load_ca(folder)
+    key = ec.generate_private_key(CURVE)
+    certificate = server_certificate(key, names, ca_key, ca)
+    return {
+        folder.server_key: _pem_key(key),
+        folder.server_certificate: certificate.public_bytes(serialization.Encoding.PEM),
+    }
 
 
 def _load_ca(folder: KeyFolder) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:

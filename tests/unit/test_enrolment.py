@@ -133,6 +133,22 @@ def test_a_damaged_record_is_said(folder: KeyFolder, client: ControlClient) -> N
         register_devices(folder, ["a"], client)
 
 
+def test_a_record_that_cannot_be_written_stays(
+    folder: KeyFolder, client: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the device could neither be revoked nor registered."""
+    register_devices(folder, ["a"], client)
+    record = folder.device_record("a").read_bytes()
+
+    def no_room(path: Path, content: bytes) -> None:
+        raise UserError(f"'{path}' can't be written: No space left on device")
+
+    monkeypatch.setattr("server.deployment.enrolment.write_secret", no_room)
+    with pytest.raises(UserError, match=r"a\.json\.new' can't be written"):
+        register_devices(folder, ["a"], cast(ControlClient, FakeSuperLink()))
+    assert folder.device_record("a").read_bytes() == record
+
+
 def test_a_superlink_that_is_not_there_is_said(folder: KeyFolder) -> None:
     """Port 1 of this machine: nobody listens there."""
     certificate = folder.root / "ca.crt"

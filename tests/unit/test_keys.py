@@ -1,8 +1,11 @@
 """Keys: what is made, who can read it, what is refused."""
 
 import datetime
+import resource
+import signal
 import ssl
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from server.cli import main
 from server.deployment.keys import (
     KeyFolder,
     certificate_notice,
+    create_device_keys,
     create_fleet_keys,
     renew_server_certificate,
 )
@@ -126,6 +130,27 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
     assert said in output.err
+    assert _contents(folder.root) == before
+
+
+@pytest.fixture
+def no_room(folder: KeyFolder) -> Iterator[None]:
+    """Files end after 100 bytes, as on a full disk: no key and no certificate is as short."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("no_room")
+def test_without_room_a_key_is_whole_or_not_there(folder: KeyFolder) -> None:
+    before = _contents(folder.root)
+    with pytest.raises(UserError, match=r"pi-3.key' can't be written: File too large"):
+        create_device_keys(folder, ["pi-3"])
+    with pytest.raises(UserError, match=r"server.key.new' can't be written: File too large"):
+        renew_server_certificate(folder, HOSTS)
     assert _contents(folder.root) == before
 
 
