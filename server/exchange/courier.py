@@ -95,7 +95,8 @@ class Courier:
         self._teacher = b""
         self._teacher_nodes: set[int] = set()
         self.forgetful_nodes: set[int] = set()
-        """Nodes that said that they lost what a query told them: started anew, for example."""
+        """Nodes that said that they lost what a query told them: started anew, for example; or are
+        to be asked anew for another reason."""
         self._posted: dict[str, _Posted] = {}
         """Message id -> a message that is under way on its own."""
         self._settled: deque[Exchange] = deque()

@@ -20,7 +20,7 @@ from common.seeding import numpy_generator
 from server.exchange.courier import POLL_SECONDS, Courier, Traffic
 from server.exchange.foreign_text import printable
 from server.exchange.grid_view import GridView
-from server.exchange.replies import MAX_EXAMPLES
+from server.exchange.replies import MAX_EXAMPLES, Refusal, RefusalKind
 
 QUERY_ATTEMPTS = 3
 """Queries to a node that answers with errors before it is refused."""
@@ -172,6 +172,16 @@ class DeviceRegistry:
         if all(refused.reason != reason for refused in self._refused.values()):
             self.note(reason)
         self._refused[node_id] = _Refused(reason=reason, until_turn=self._turn + pause)
+
+    def ask_again(self, refused: Iterable[Refusal]) -> None:
+        """Have the next refresh ask devices anew whose figures were refused.
+
+        They may have more images than they registered with.
+        """
+        for refusal in refused:
+            device = self._by_partition.get(refusal.partition_id)
+            if device is not None and refusal.kind is RefusalKind.BAD_METRICS:
+                self.courier.forgetful_nodes.add(device.node_id)
 
     def give_turn(self) -> None:
         """Have the next refresh ask some of those again that were refused."""

@@ -115,6 +115,7 @@ def run_asynchronous_stage(
             staleness = num_steps - answer.task.version.num_steps
             judgement, update = answer.judge(staleness, settings.max_staleness)
             tally.add(answer, judgement)
+            session.registry.ask_again(judgement.refused)
             if judgement.accepted:
                 _take_in(buffer, answer, judgement.accepted[0], update, staleness)
             for line in device_lines(

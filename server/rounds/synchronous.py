@@ -72,6 +72,7 @@ def run_stage(
         if judgement.refused:
             problem = describe_refusals(judgement.refused)
             session.reporter.note(f"{plan.stage} round {number}: no update from {problem}")
+            session.registry.ask_again(judgement.refused)
         if aggregated is not None:
             num_done += 1
             state = {**state, **to_state(aggregated)}

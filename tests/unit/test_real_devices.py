@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Error, Message, MessageType, RecordDict
 
 from client.health import Health
 from client.local_device import local_device
@@ -108,6 +109,33 @@ def test_nothing_private_is_in_any_message(tmp_path: Path, server_images: Path) 
         assert (event, None) in logged
     for name in CLASSES[1:]:  # the first is a part of "quantized"
         assert name.encode() not in log
+
+
+def test_a_device_that_has_many_more_images_is_asked_again(
+    tmp_path: Path, server_images: Path
+) -> None:
+    """Registered with 11 of 12 images, it trains on 32 of 36 when it is asked a second time: more
+    than 22. Its reply is refused, and so is no other: it says that it has 32 before the third."""
+    folder, flat = tmp_path / "device", settings(server_images)
+    flat |= {"data.num-devices": 1, "federation.min-devices": 1, "warmup.num-rounds": 3}
+    write_images(folder, {"ant": 6, "cat": 6}, seed=0)
+    fleet = LocalFleet({0: folder}, flat)
+
+    def answer(partition_id: int, message: Message) -> RecordDict | Error:
+        reply = fleet(partition_id, message)
+        if message.metadata.message_type == MessageType.TRAIN and not (folder / "bee").exists():
+            write_images(folder, {"bee": 24}, seed=1)
+            local_device.cache_clear()  # as the process that the next message starts
+        return reply
+
+    run_federation(
+        FakeGrid(answer, [0]), Config.from_flat(flat), SilentReporter(), tmp_path / "run"
+    )
+    trained = [line for line in lines(tmp_path, "device") if line["stage"] == "float"]
+    assert [line["status"] for line in trained] == ["ok", "bad-metrics", "ok"]
+    assert [line["num_samples"] for line in trained] == [11, 11, 32]
+    others = [line for line in lines(tmp_path, "device") if line["stage"] != "float"]
+    assert {line["status"] for line in others} == {"ok"}
 
 
 def assert_nothing_private(sent: bytes, fleet: LocalFleet) -> None:
