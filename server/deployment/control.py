@@ -46,6 +46,7 @@ class ControlClient:
         if not ca_certificate.is_file():
             raise UserError(f"there is no CA certificate '{ca_certificate}'")
         self.address = address
+        self._ca_certificate = ca_certificate
         # A home of its own: the user's Flower configuration is neither read nor changed.
         self._home = tempfile.TemporaryDirectory(prefix="fedquarc-")
         # JSON's strings are TOML's.
@@ -74,6 +75,17 @@ class ControlClient:
         path = str(public_key.resolve())
         answer = self._flwr("supernode", "register", path, CONNECTION, "--name", name)
         return str(answer["node-id"])
+
+    def node_id_of(self, public_key: Path) -> str | None:
+        """Id of the node that is registered with a public key; None: there is none.
+
+        Raises:
+            UserError: if the CA certificate can't be read.
+        """
+        # Imported late: it needs Flower, which takes seconds.
+        from server.deployment.control_api import registered_node
+
+        return registered_node(self.address, self._ca_certificate, public_key)
 
     def unregister(self, node_id: str) -> None:
         """Never let this node take part again."""

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from common.errors import UserError
 from server.deployment.control import ControlClient
@@ -28,7 +29,7 @@ def register_devices(folder: KeyFolder, names: Iterable[str], client: ControlCli
     known = client.node_ids()
     new = [name for name in names if _read(folder, name).node_id not in known]
     for name in new:
-        node_id = client.register(folder.device_public_key(name), name)
+        node_id = _register(folder.device_public_key(name), name, client)
         _write(folder, name, replace(_read(folder, name), node_id=node_id))
     for name in names:
         _shut_out_retired(folder, name, client)
@@ -95,6 +96,17 @@ class _Record:
     """None: it was never registered."""
     retired: list[str] = field(default_factory=list)
     """Node ids of earlier keys, until they are shut out."""
+
+
+def _register(public_key: Path, name: str, client: ControlClient) -> str:
+    """The node id of a key that is registered, now or by a call that did not get to note it."""
+    try:
+        return client.register(public_key, name)
+    except UserError:
+        node_id = client.node_id_of(public_key)
+        if node_id is None:
+            raise
+        return node_id
 
 
 def _shut_out_retired(folder: KeyFolder, name: str, client: ControlClient) -> None:

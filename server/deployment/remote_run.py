@@ -17,13 +17,12 @@ from typing import Any
 import httpx
 from flwr.proto.control_pb2 import ListRunsRequest, StreamLogsRequest
 from flwr.proto.run_pb2 import Run
-from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from rich.console import Group
 
 from common.errors import UserError
 from common.events import parse_event
+from server.deployment.control_api import connect
 from server.deployment.run_view import RunView
 from server.records.reporting import recorded_line
 
@@ -54,7 +53,7 @@ class RemoteRun:
         self.view = RunView()
         self._wanted = int(match[3]) if match[3] else None
         self._ca_certificate = ca_certificate
-        self._client = _connect(self.address, ca_certificate)
+        self._client = connect(self.address, ca_certificate)
         self._was_reached = False
         self._problem = ""
         self._run: Run | None = None
@@ -185,20 +184,6 @@ class RemoteRun:
         if "SSL" in reason and "EOF" not in reason:
             return f"{self.address} does not speak TLS: {reason}"
         return f"{where} can't be reached: {reason or type(error).__name__}"
-
-
-def _connect(address: str, ca_certificate: Path) -> ControlHttpClient:
-    try:
-        return ControlHttpClient.from_server_address(
-            address,
-            insecure=False,
-            root_certificates=ca_certificate.read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-        )
-    except OSError as error:  # of OpenSSL as well
-        raise UserError(f"--ca {ca_certificate}: no CA certificate: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"--ca {ca_certificate}: expected a certificate in PEM form") from error
 
 
 def _is_outage(error: Exception) -> bool:

@@ -29,6 +29,10 @@ class FakeSuperLink:
         self.nodes[node_id] = content
         return node_id
 
+    def node_id_of(self, public_key: Path) -> str | None:
+        content = public_key.read_bytes()
+        return next((node for node, key in self.nodes.items() if key == content), None)
+
     def unregister(self, node_id: str) -> None:
         if self.keeps_all:
             raise UserError("the SuperLink is gone")
@@ -72,6 +76,18 @@ def test_a_superlink_without_its_state_is_told_again(
     """The folder remembers a node id that a new SuperLink does not know."""
     register_devices(folder, ["a"], client)
     assert register_devices(folder, ["a"], cast(ControlClient, FakeSuperLink())) == ["a"]
+
+
+def test_a_key_that_was_registered_and_not_noted_is_found(
+    folder: KeyFolder, superlink: FakeSuperLink, client: ControlClient
+) -> None:
+    """The command was ended before it wrote the record, or this is lost: 101 is the key's still."""
+    register_devices(folder, ["a"], client)
+    folder.device_record("a").unlink()
+    assert register_devices(folder, ["a", "b"], client) == ["a", "b"]
+    assert set(superlink.nodes) == {"101", "102"}
+    revoke_device(folder, "a", client)
+    assert set(superlink.nodes) == {"102"}
 
 
 def test_rotation_shuts_the_old_key_out(

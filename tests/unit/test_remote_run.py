@@ -84,7 +84,7 @@ class FakeSuperLink:
 @pytest.fixture
 def superlink(monkeypatch: pytest.MonkeyPatch) -> FakeSuperLink:
     fake = FakeSuperLink()
-    monkeypatch.setattr(remote_run, "_connect", lambda address, ca: fake)
+    monkeypatch.setattr(remote_run, "connect", lambda address, ca: fake)
     monkeypatch.setattr(remote_run, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(remote_run, "SUCCESSOR_SECONDS", 0.0)
     return fake
