@@ -31,10 +31,12 @@ class Workload:
 
     model: str = "resnet20"
     num_images: int = 5000
-    """Images on the device; all of them are scored by student and teacher."""
+    """Images on the device."""
     image_size: int = 32
     """Side in pixels; three channels."""
     num_classes: int = 10
+    selection: str = "quarc"
+    """How it chooses images: by default student and teacher score all of them."""
     fraction: float = 0.1
     """Share of the images that is trained on."""
     batch_size: int = 32
@@ -178,8 +180,7 @@ def _config(workload: Workload) -> Config:
         {
             "model.name": workload.model,
             "quantization.weight-bits": workload.weight_bits,
-            # The default does not score images.
-            "coreset.selection": "quarc",
+            "coreset.selection": workload.selection,
             "coreset.fraction": workload.fraction,
             "training.batch-size": workload.batch_size,
             "training.correction": workload.correction,

@@ -28,6 +28,7 @@ def _measure(sizes: Sizes, model: str, batch_size: int) -> list[Row]:
     workload = Workload(
         model=model,
         num_images=2 * max(batch_size * sizes.memory_batches_in_training, Workload.num_classes),
+        selection="random",
         fraction=0.5,
         image_size=sizes.image_side,
         batch_size=batch_size,
