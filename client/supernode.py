@@ -9,11 +9,18 @@ Flower also gives a ClientApp's process 30 seconds from its start to its first w
 another one beside it. On a device that takes longer, because it is small or busy, these processes
 slow each other down until no one ever gets there. Here it has `START_SECONDS`.
 
+And where Flower meets an error that it does not try again, a SuperLink's HTTP 500 for example, its
+SuperNode does nothing any more, but its process stays. Here it ends, so that a service starts it
+again.
+
 The arguments are flower-supernode's.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from datetime import timedelta
 
 import httpx
@@ -60,10 +67,15 @@ def is_interruption(error: Exception) -> bool:
 
 
 def main() -> None:
-    """Become the SuperNode."""
+    """Become the SuperNode; the process ends with it, with 1 where Flower did not end it itself."""
     fleet_http_connection.make_simple_http_retry_invoker = patient_retry_invoker
     nodestate_factory.InMemoryNodeState = PatientNodeState  # type: ignore[misc]
-    flower_supernode()
+    try:
+        flower_supernode()
+    except Exception:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(1)  # threads of Flower's would wait for ever
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import datetime, timedelta
 
 import httpx
@@ -12,6 +14,7 @@ from flwr.supercore.date import now
 from flwr.supercore.object_store import ObjectStoreFactory
 
 from client.supernode import START_SECONDS, PatientNodeState, patient_retry_invoker
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,22 @@ def test_a_clientapp_has_time_to_start(
     monkeypatch.setattr(in_memory_corestate, "now", later)
     assert (state.get_task_by_token(token) is not None) is is_waited_for
     assert (state.claim_task(task_id) is None) is is_waited_for
+
+
+@pytest.mark.parametrize("ends", ["return", "raise OSError('no memory')"])
+def test_a_supernode_that_flower_gave_up_ends(ends: str) -> None:
+    """A thread of Flower's, its server for ClientApps, would keep the process for ten minutes."""
+    program = f"""
+import threading, time
+from client import supernode
+def gives_up():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    {ends}
+supernode.flower_supernode = gives_up
+supernode.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 1
+    assert ("no memory" in done.stderr) == ("no memory" in ends)
