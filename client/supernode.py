@@ -9,6 +9,9 @@ Flower also gives a ClientApp's process 30 seconds from its start to its first w
 another one beside it. On a device that takes longer, because it is small or busy, these processes
 slow each other down until no one ever gets there. Here it has `START_SECONDS`.
 
+Nor does Flower's SuperNode forget what a device keeps of runs that are over, a model's size or more
+of each. Here it keeps that of `KEPT_RUNS`.
+
 And where Flower meets an error that it does not try again, a SuperLink's HTTP 500 for example, its
 SuperNode does nothing any more, but its process stays. Here it ends, so that a service starts it
 again.
@@ -24,6 +27,7 @@ import traceback
 from datetime import timedelta
 
 import httpx
+from flwr.app import Context
 from flwr.supercore.date import now
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection
@@ -38,8 +42,22 @@ START_SECONDS = 300
 """From the start of a ClientApp's process until it has to be heard of."""
 
 
+KEPT_RUNS = 4
+"""Runs that a device takes part in by turns; one beyond finds it as if it were started anew."""
+
+
 class PatientNodeState(InMemoryNodeState):
-    """Flower's, but a ClientApp has more time to start."""
+    """Flower's, but a ClientApp has more time to start, and old runs are forgotten."""
+
+    def set_run_series_context(self, series_id: int, context: Context) -> None:
+        """Keep what a device remembers of a run, the one that it works for now."""
+        super().set_run_series_context(series_id, context)
+        with self.lock_run_series_context_store, self.lock_run_store:
+            contexts = self.run_series_context_store
+            contexts[series_id] = contexts.pop(series_id)  # the newest comes last
+            for oldest in list(contexts)[:-KEPT_RUNS]:
+                # Without the run itself it is told of again, should it go on.
+                self.run_store.pop(contexts.pop(oldest).run_id, None)
 
     def claim_task(self, task_id: int) -> str | None:
         """Claim a pending task for a process that is about to start."""

@@ -8,12 +8,19 @@ from datetime import datetime, timedelta
 
 import httpx
 import pytest
+from flwr.app import Context, RecordDict
 from flwr.supercore.constant import TaskType
 from flwr.supercore.corestate import in_memory_corestate
 from flwr.supercore.date import now
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
 
-from client.supernode import START_SECONDS, PatientNodeState, patient_retry_invoker
+from client.supernode import (
+    KEPT_RUNS,
+    START_SECONDS,
+    PatientNodeState,
+    patient_retry_invoker,
+)
 from tests.conftest import ROOT
 
 
@@ -60,6 +67,21 @@ def test_a_clientapp_has_time_to_start(
     monkeypatch.setattr(in_memory_corestate, "now", later)
     assert (state.get_task_by_token(token) is not None) is is_waited_for
     assert (state.claim_task(task_id) is None) is is_waited_for
+
+
+def test_what_a_device_remembers_of_old_runs_is_forgotten() -> None:
+    """Six runs, each in a series of its own, the second one in use again after the fifth."""
+    state = PatientNodeState(ObjectStoreFactory().store())
+    for run_id in (1, 2, 3, 4, 5, 2, 6):
+        context = Context(
+            run_id=run_id, node_id=7, node_config={}, state=RecordDict(), run_config={}
+        )
+        state.set_run_series_context(100 + run_id, context)
+        state.store_run(Run.create_empty(run_id))
+    assert KEPT_RUNS == 4
+    for run_id, is_kept in enumerate([False, True, False, True, True, True], start=1):
+        assert (state.get_run_series_context(100 + run_id) is not None) is is_kept
+        assert (state.get_run(run_id) is not None) is is_kept
 
 
 @pytest.mark.parametrize("ends", ["return", "raise OSError('no memory')"])
