@@ -1,9 +1,11 @@
 """What all tests share: an environment in which nothing outside is read, written or called."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,21 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond ``num_bytes``, as on a disk that is full.
+
+    Within a test, not around it: what pytest says about it may go to a file as well.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
 
 TINY_FEDERATION = {
     "data.num-devices": 4,

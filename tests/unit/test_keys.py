@@ -1,11 +1,8 @@
 """Keys: what is made, who can read it, what is refused."""
 
 import datetime
-import resource
-import signal
 import ssl
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from server.deployment.keys import (
     create_fleet_keys,
     renew_server_certificate,
 )
+from tests.conftest import largest_file
 
 HOSTS = ["fleet.example.org", "127.0.0.1", "::1"]
 
@@ -133,24 +131,14 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     assert _contents(folder.root) == before
 
 
-@pytest.fixture
-def no_room(folder: KeyFolder) -> Iterator[None]:
-    """Files end after 100 bytes, as on a full disk: no key and no certificate is as short."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-@pytest.mark.usefixtures("no_room")
 def test_without_room_a_key_is_whole_or_not_there(folder: KeyFolder) -> None:
+    """Room for 100 bytes: no key and no certificate is as short."""
     before = _contents(folder.root)
-    with pytest.raises(UserError, match=r"pi-3.key' can't be written: File too large"):
-        create_device_keys(folder, ["pi-3"])
-    with pytest.raises(UserError, match=r"server.key.new' can't be written: File too large"):
-        renew_server_certificate(folder, HOSTS)
+    with largest_file(100):
+        with pytest.raises(UserError, match=r"pi-3.key' can't be written: File too large"):
+            create_device_keys(folder, ["pi-3"])
+        with pytest.raises(UserError, match=r"server.key.new' can't be written: File too large"):
+            renew_server_certificate(folder, HOSTS)
     assert _contents(folder.root) == before
 
 

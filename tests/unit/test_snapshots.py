@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from server.checkpoints.snapshots import ARRAYS, MANIFEST, Snapshot, SnapshotStore, restore_link
+from tests.conftest import largest_file
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.full((), 0.5)}
 
@@ -94,20 +94,15 @@ def test_a_snapshot_that_was_being_written_does_not_count(tmp_path: Path) -> Non
 
 
 def test_a_snapshot_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
-    """No file may grow beyond 4 kB, as on a disk that is full: 8 kB of weights don't fit.
+    """No file may grow beyond 4 kB: 8 kB of weights don't fit.
 
     The one before stays as it was; with room again, the next one is written.
     """
     store = SnapshotStore(tmp_path)
     store.write({"round": 1}, WEIGHTS, {})
     large = {"w": np.zeros(2048, dtype=np.float32)}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            store.write({"round": 2}, large, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(4096), pytest.raises(OSError, match="File too large"):
+        store.write({"round": 2}, large, {})
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
     found, damaged = newest(store)
     assert found is not None
