@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.config import ONLINE
+from common.config import COST_NOTHING
 
 TINY = 1e-12
 """Floor of a probability under a logarithm."""
@@ -23,7 +23,7 @@ TINY = 1e-12
 SMALLEST_CORESET = 2
 """Images: batch normalisation needs more than one value per channel."""
 
-MODEL_FREE = frozenset({"random", "full", ONLINE})
+MODEL_FREE = frozenset({*COST_NOTHING, "full"})
 """Selections that run no model."""
 
 TEACHER_FREE = MODEL_FREE | {"evs", "entropy"}

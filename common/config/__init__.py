@@ -5,6 +5,7 @@ their defaults (a test keeps the two equal); scenarios override some of them.
 """
 
 from common.config.coreset import (
+    COST_NOTHING,
     NEVER,
     ONLINE,
     SCORING_COST,
@@ -47,6 +48,7 @@ __all__ = [
     "AVERAGING_STRATEGIES",
     "BIT_CHOICES",
     "CORRECTIONS",
+    "COST_NOTHING",
     "DATASETS",
     "DEFAULT_KEYS",
     "FLOAT_BITS",
