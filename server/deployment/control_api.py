@@ -43,6 +43,7 @@ def registered_node(address: str, ca_certificate: Path, public_key: Path) -> str
     """
     key = load_ssh_public_key(public_key.read_bytes())
     assert isinstance(key, ec.EllipticCurvePublicKey)
+    wanted = public_key_to_bytes(key)
     client = connect(address, ca_certificate)
     try:
         nodes = client.ListNodes(ListNodesRequest()).nodes_info
@@ -51,4 +52,4 @@ def registered_node(address: str, ca_certificate: Path, public_key: Path) -> str
     finally:
         client.close()
     found = (node for node in nodes if node.status not in GONE)
-    return next((str(n.node_id) for n in found if n.public_key == public_key_to_bytes(key)), None)
+    return next((str(node.node_id) for node in found if node.public_key == wanted), None)
