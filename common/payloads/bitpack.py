@@ -8,7 +8,8 @@ byte are zero. Three 3-bit codes a, b, c, for example, become the bytes
 Eight codes of b bits fill exactly b bytes at every width, so the eight code bytes are handled as
 one 64-bit word: three shift-and-merge steps over the whole array close the gaps between pairs,
 quadruples and all eight codes, which numpy runs as vector instructions. The same steps backwards
-unpack.
+unpack. Codes of 1, 2 and 4 bits need less: merging neighbours makes half as many codes of twice the
+width, until they are bytes.
 """
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 MIN_BITS = 1
 MAX_BITS = 8
 
-# Groups of eight codes handled at a time: a 64 KiB word buffer and its temporary stay in L2.
-_GROUPS_PER_CHUNK = 1 << 13
+# Groups of eight codes handled at a time: 128 KiB of codes and the temporary stay in L2.
+_GROUPS_PER_CHUNK = 1 << 14
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -121,11 +122,16 @@ def _merge_steps(bits: int) -> list[tuple[np.uint64, np.uint64]]:
     return steps
 
 
-_MERGE_STEPS = {bits: _merge_steps(bits) for bits in range(MIN_BITS, MAX_BITS)}
+# Widths that fill a byte with whole codes.
+_PAIRED = (1, 2, 4)
+_MERGE_STEPS = {bits: _merge_steps(bits) for bits in (3, 5, 6, 7)}
 
 
 def _pack_groups(words: NDArray[np.uint64], bits: int, packed: NDArray[np.uint8]) -> None:
     """Packs words [n], each eight code bytes, into ``packed`` [n * bits]."""
+    if bits in _PAIRED:
+        np.copyto(packed, _merge_neighbours(words.view(np.uint8), bits))
+        return
     merged = words.copy()
     upper = np.empty_like(merged)
     for mask, shift in _MERGE_STEPS[bits]:
@@ -133,28 +139,49 @@ def _pack_groups(words: NDArray[np.uint64], bits: int, packed: NDArray[np.uint8]
         np.bitwise_xor(merged, upper, out=merged)
         np.right_shift(upper, shift, out=upper)
         np.bitwise_or(merged, upper, out=merged)
-    if bits in (1, 2, 4):  # the payload is a machine word: a narrowing cast drops the high bytes
-        np.copyto(packed.view(f"<u{bits}"), merged, casting="unsafe")
-    else:  # column by column: numpy copies rows of a few bytes one row at a time
-        source = merged.view(np.uint8).reshape(-1, 8)
-        target = packed.reshape(-1, bits)
-        for column in range(bits):
-            target[:, column] = source[:, column]
+    # Column by column: numpy copies rows of a few bytes one row at a time.
+    source = merged.view(np.uint8).reshape(-1, 8)
+    target = packed.reshape(-1, bits)
+    for column in range(bits):
+        target[:, column] = source[:, column]
 
 
 def _unpack_groups(packed: NDArray[np.uint8], bits: int, words: NDArray[np.uint64]) -> None:
     """Unpacks ``packed`` [n * bits] into words [n], each eight code bytes."""
-    if bits in (1, 2, 4):
-        np.copyto(words, packed.view(f"<u{bits}"))
-    else:
-        words[:] = 0
-        source = packed.reshape(-1, bits)
-        target = words.view(np.uint8).reshape(-1, 8)
-        for column in range(bits):
-            target[:, column] = source[:, column]
+    if bits in _PAIRED:
+        np.copyto(words.view(np.uint8), _part_neighbours(packed, bits))
+        return
+    words[:] = 0
+    source = packed.reshape(-1, bits)
+    target = words.view(np.uint8).reshape(-1, 8)
+    for column in range(bits):
+        target[:, column] = source[:, column]
     upper = np.empty_like(words)
     for mask, shift in reversed(_MERGE_STEPS[bits]):
         np.bitwise_and(words, mask >> shift, out=upper)
         np.bitwise_xor(words, upper, out=words)
         np.left_shift(upper, shift, out=upper)
         np.bitwise_or(words, upper, out=words)
+
+
+def _merge_neighbours(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Codes [n] of 1, 2 or 4 bits as bytes [n * bits / 8]."""
+    while bits < 8:
+        pairs = codes.view("<u2")
+        merged = pairs >> (8 - bits)
+        merged |= pairs
+        codes = merged.astype(np.uint8)  # the low byte, where both codes are now
+        bits *= 2
+    return codes
+
+
+def _part_neighbours(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Bytes [n * bits / 8] as codes [n] of 1, 2 or 4 bits."""
+    codes, width = packed, 8
+    while width > bits:
+        width //= 2
+        pairs = codes.astype("<u2")
+        pairs |= pairs << (8 - width)
+        pairs &= ((1 << width) - 1) * 0x0101
+        codes = pairs.view(np.uint8)
+    return codes
