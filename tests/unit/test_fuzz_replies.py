@@ -25,7 +25,7 @@ def test_hostile_replies_are_refused_and_rounds_go_on(seed: int) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(prefix=st.sampled_from([b"", b"FQWP\x01\x00\x00\x00"]), content=st.binary(max_size=200))
+@given(prefix=st.sampled_from([b"", b"FQWP\x02\x00\x00\x00"]), content=st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_a_refusal(prefix: bytes, content: bytes) -> None:
     state = base_state()
     shapes = {name: values.shape for name, values in state.items()}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.payloads import wire
 from common.payloads.wire import WireError
-from tests.unit.wire_payloads import payload_of, payload_with, signed, small_payload
+from tests.unit.wire_payloads import checksummed, payload_of, payload_with, small_payload
 
 
 def test_every_changed_byte_is_refused() -> None:
@@ -36,14 +36,14 @@ def test_every_truncation_and_extension_is_refused() -> None:
         wire.decode(payload + b"\0")
 
 
-def test_sizes_that_a_valid_digest_covers_are_refused_too() -> None:
-    content = small_payload()[:-8]
+def test_sizes_that_a_valid_checksum_covers_are_refused_too() -> None:
+    content = small_payload()[:-4]
     with pytest.raises(WireError, match="body: the header describes 15 bytes, 14 are there"):
-        wire.decode(signed(content[:-1]))
+        wire.decode(checksummed(content[:-1]))
     with pytest.raises(WireError, match="body: the header describes 15 bytes, 16 are there"):
-        wire.decode(signed(content + b"\0"))
+        wire.decode(checksummed(content + b"\0"))
     with pytest.raises(WireError, match="header length"):
-        wire.decode(signed(content[:20]))
+        wire.decode(checksummed(content[:20]))
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_sizes_that_a_valid_digest_covers_are_refused_too() -> None:
     [
         (b"", "truncated"),
         (b"PK\x03\x04" + bytes(60), "magic"),
-        (signed(struct.pack("<4sII", b"FQWP", 2, 0)), "version: 2"),
-        (signed(struct.pack("<4sII", b"FQWP", 1, 4) + b"junk"), "not a zlib stream"),
-        (signed(struct.pack("<4sII", b"FQWP", 1, 5) + zlib.compress(b"{}")[:5]), "complete"),
+        (checksummed(struct.pack("<4sII", b"FQWP", 1, 0)), "version: 1 is not supported, only 2"),
+        (checksummed(struct.pack("<4sII", b"FQWP", 2, 4) + b"junk"), "not a zlib stream"),
+        (checksummed(struct.pack("<4sII", b"FQWP", 2, 5) + zlib.compress(b"{}")[:5]), "complete"),
         (payload_of(b"{}"), "'metadata' and 'tensors'"),
         (payload_of([]), "'metadata' and 'tensors'"),
         (payload_of({"metadata": [], "tensors": []}), "must be an object"),
@@ -131,7 +131,7 @@ def decode_or_refuse(payload: bytes) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes(payload: bytes) -> None:
     decode_or_refuse(payload)
-    decode_or_refuse(signed(b"FQWP\1\0\0\0" + payload))
+    decode_or_refuse(checksummed(b"FQWP\2\0\0\0" + payload))
 
 
 JSON_VALUES = st.recursive(
@@ -169,10 +169,10 @@ def test_any_table(rows: list[Any], body_bytes: int, byte: int) -> None:
     decode_or_refuse(payload_with(rows, bytes([byte]) * body_bytes))
 
 
-def test_random_mutations_under_a_valid_digest() -> None:
+def test_random_mutations_under_a_valid_checksum() -> None:
     """Bytes of prefix, compressed header and body, and of the header's text, flipped and cut."""
     rng = random.Random(0)
-    content = small_payload()[:-8]
+    content = small_payload()[:-4]
     (header_bytes,) = struct.unpack_from("<I", content, 8)
     text, body = zlib.decompress(content[12 : 12 + header_bytes]), content[12 + header_bytes :]
 
@@ -190,6 +190,6 @@ def test_random_mutations_under_a_valid_digest() -> None:
         return bytes(changed)
 
     for _ in range(3000):
-        decode_or_refuse(signed(mutated(content)))
+        decode_or_refuse(checksummed(mutated(content)))
         decode_or_refuse(payload_of(mutated(text), body))
         decode_or_refuse(payload_of(text, mutated(body)))
