@@ -4,31 +4,34 @@ A row is one output channel of one tensor; all channels of all tensors lie end t
 so that a network of many small layers costs no more per value than one large matrix. Each row gets
 the step ``scale = max|row| / Q_P`` with Q_P = 2**(bits - 1) - 1.
 
-Rounding is done in fixed point with 16 fractional bits, for x = value / scale:
+Rounding is done in fixed point with 8 fractional bits, for x = value / scale in units of 2**-8:
 
-    code = (trunc(x * 2**16) + dither) >> 16
+    code = (floor(256 * x + fraction) + dither) >> 8
 
-With a dither uniform on 0 ... 2**16 - 1 the mean code is exactly ``trunc(x * 2**16) / 2**16``, less
-than 2**-16 of a step from x: no more than the rounding error of x itself in float32 at 8 bits, and
-error feedback returns it. It takes 2 random bytes a value, drawn as raw 64-bit words, in a third of
-the time of a random float. The constant dither 2**15 rounds to nearest.
+The dither is uniform on 0 ... 255, one random byte for each value; the fraction, uniform on 128
+levels from 0 to 127/128, is one for a whole block, and rounds what is below the dither's resolution
+up as often as it should. So the mean code is within 2**-15 of a step of x, which is about x's own
+error in float32 at 8 bits and which error feedback returns, for half the random bytes that as fine
+a dither takes; the rounding of two values of a block is correlated by less than 2**-8 of a step.
+The constants 0 and 128 round to nearest.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-_FRACTION_BITS = 16
-_HALF = np.int32(1 << (_FRACTION_BITS - 1))
+_FRACTION_BITS = 8
+_ONE = np.float32(1 << _FRACTION_BITS)
+_HALF = 1 << (_FRACTION_BITS - 1)
 
-# Values handled at a time: a quarter MiB per buffer, small enough for L2, large enough that the
+# Values handled at a time: a quarter MiB per buffer, small enough for L2, large enough that the two
 # dozen numpy calls on a block cost little beside their work.
 _BLOCK_VALUES = 1 << 16
 
-# Rows below this peak are sent as zeros: 2**16 / scale must stay below float32's 2**128.
+# Rows below this peak are sent as zeros: 2**8 / scale must stay below float32's 2**128.
 _MIN_PEAK = np.float32(2.0**-100)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # the caller refuses what is not finite
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")  # the caller refuses infinities
 def quantize_rows(
     values: NDArray[np.float32],
     row_lengths: NDArray[np.int64],
@@ -57,11 +60,12 @@ def quantize_rows(
     while first < row_lengths.size:
         last = max(first + 1, int(np.searchsorted(ends, start + _BLOCK_VALUES, side="right")))
         stop = int(ends[last - 1])
-        codes[start:stop], scale[first:last] = _quantize_block(
+        scale[first:last] = _quantize_block(
             values[start:stop],
             row_lengths[first:last],
             bits,
             generator,
+            codes[start:stop],
             None if lost is None else lost[start:stop],
         )
         first, start = last, stop
@@ -73,30 +77,40 @@ def _quantize_block(
     row_lengths: NDArray[np.int64],
     bits: int,
     generator: np.random.Generator | None,
+    codes: NDArray[np.int8],
     lost: NDArray[np.float32] | None,
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """(codes int32 [n], scale float32 [rows]) of whole rows; in place as far as it can."""
+) -> NDArray[np.float32]:
+    """Writes codes [n] of whole rows, and what they lose [n]; returns their scale [rows]."""
     largest_code = 2 ** (bits - 1) - 1
     buffer = np.abs(values)
-    peak = np.maximum.reduceat(buffer, np.cumsum(row_lengths) - row_lengths)
+    peak = np.maximum.reduceat(buffer, row_lengths.cumsum() - row_lengths)
     scale = np.divide(peak, largest_code, dtype=np.float32)
-    scale[peak < _MIN_PEAK] = 0
-    gain = np.zeros_like(scale)
-    np.divide(np.float32(1 << _FRACTION_BITS), scale, out=gain, where=scale != 0)
-    np.multiply(values, np.repeat(gain, row_lengths), out=buffer)
-    # Truncation also takes back the half unit by which float32 rounding may carry a row's peak
-    # above Q_P * 2**16 (tested for every float32), or the dither could carry it past Q_P.
-    codes = buffer.astype(np.int32)
-    codes += _HALF if generator is None else _dither(generator, values.size)
-    codes >>= _FRACTION_BITS
+    gain = _ONE / scale
+    tiny = peak < _MIN_PEAK
+    scale[tiny] = gain[tiny] = 0
+    np.multiply(values, gain.repeat(row_lengths), out=buffer)
+    # Shifted to start at 0, where truncation is floor, and to end at 2 * 127 * 2**8 at most, which
+    # 16 bits hold with a dither. Float32 rounding may carry a row's peak above Q_P, but by less
+    # than the fraction is below 1 (tested for every float32), so that floor takes it back.
+    zero = largest_code << _FRACTION_BITS
+    if generator is None:
+        buffer += np.float32(zero + _HALF)
+        fixed = buffer.astype(np.uint16)
+    else:
+        dither = _random_bytes(generator, values.size + 1)
+        buffer += np.float32(zero + int(dither[-1] >> 1) / 128)
+        fixed = buffer.astype(np.uint16)
+        fixed += dither[:-1]
+    fixed >>= _FRACTION_BITS
+    np.subtract(fixed, largest_code, out=codes, casting="unsafe")
     if lost is not None:
-        np.copyto(buffer, codes, casting="unsafe")
-        buffer *= np.repeat(scale, row_lengths)
+        np.copyto(buffer, codes)
+        buffer *= scale.repeat(row_lengths)
         np.subtract(values, buffer, out=lost)
-    return codes, scale
+    return scale
 
 
-def _dither(generator: np.random.Generator, count: int) -> NDArray[np.uint16]:
-    """Uniform uint16 [count], four from each raw 64-bit draw."""
-    words = generator.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
-    return words.view(np.uint16)[:count]
+def _random_bytes(generator: np.random.Generator, count: int) -> NDArray[np.uint8]:
+    """Uniform uint8 [count], eight from each raw 64-bit draw: the quickest that numpy has."""
+    words = generator.integers(0, 2**64 - 1, -(-count // 8), dtype=np.uint64, endpoint=True)
+    return words.view(np.uint8)[:count]

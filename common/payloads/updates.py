@@ -312,7 +312,7 @@ def _check_matches(what: str, other: State, state: State) -> None:
 
 
 def _joined(state: State, names: Sequence[str]) -> NDArray[np.float32]:
-    return np.concatenate([state[name].ravel() for name in names])
+    return np.concatenate([state[name] for name in names], axis=None)
 
 
 def _split_names(state: State) -> tuple[list[str], list[str]]:
