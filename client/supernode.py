@@ -14,7 +14,7 @@ of each. Here it keeps that of `KEPT_RUNS`.
 
 And where Flower meets an error that it does not try again, a SuperLink's HTTP 500 for example, its
 SuperNode does nothing any more, but its process stays. Here it ends, so that a service starts it
-again.
+again. So it does where flower-superexec, which starts the ClientApps, has ended alone.
 
 The arguments are flower-supernode's.
 """
@@ -22,15 +22,20 @@ The arguments are flower-supernode's.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 
 import httpx
 from flwr.app import Context
 from flwr.supercore.date import now
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
-from flwr.supernode import fleet_http_connection
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.nodestate import nodestate_factory
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
@@ -41,6 +46,8 @@ INTERRUPTIONS = ("eof occurred", "timed out", "connection reset")
 START_SECONDS = 300
 """From the start of a ClientApp's process until it has to be heard of."""
 
+ENDING_SECONDS = 30
+"""A SuperNode's, to end by itself: a service ends all its processes at once."""
 
 KEPT_RUNS = 4
 """Runs that a device takes part in by turns; one beyond finds it as if it were started anew."""
@@ -84,10 +91,24 @@ def is_interruption(error: Exception) -> bool:
     return isinstance(error, httpx.TransportError) and any(term in text for term in INTERRUPTIONS)
 
 
+def start_superexec(command: Sequence[str]) -> None:
+    """Start a process without which this one ends, too, with 1."""
+    process = subprocess.Popen(command)
+
+    def follow() -> None:
+        process.wait()
+        time.sleep(ENDING_SECONDS)
+        print(f"{command[0]} has ended: so does the SuperNode", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def main() -> None:
     """Become the SuperNode; the process ends with it, with 1 where Flower did not end it itself."""
     fleet_http_connection.make_simple_http_retry_invoker = patient_retry_invoker
     nodestate_factory.InMemoryNodeState = PatientNodeState  # type: ignore[misc]
+    start_client_internal.subprocess = SimpleNamespace(Popen=start_superexec)  # type: ignore[assignment]
     try:
         flower_supernode()
     except Exception:

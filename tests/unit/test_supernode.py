@@ -101,3 +101,23 @@ supernode.main()
     )
     assert done.returncode == 1
     assert ("no memory" in done.stderr) == ("no memory" in ends)
+
+
+def test_a_supernode_ends_without_flowers_superexec() -> None:
+    """A program that ends at once in place of flower-superexec, started as Flower starts it."""
+    program = """
+import sys, time
+from flwr.supernode import start_client_internal
+from client import supernode
+supernode.ENDING_SECONDS = 0
+def works():
+    start_client_internal.subprocess.Popen([sys.executable, "-c", "pass"])
+    time.sleep(600)
+supernode.flower_supernode = works
+supernode.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 1
+    assert f"{sys.executable} has ended" in done.stderr
