@@ -8,12 +8,13 @@ more images than the common share. The other answer to slow devices, FedProx's p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from client.coreset import STUDENT_FREE
 from client.selection import needs_teacher_outputs
-from common.config import FLOAT_BITS, Config, CoresetConfig, pool_factor
+from common.config import FLOAT_BITS, Config, CoresetConfig, pool_factor, selection_interval
 from common.errors import UserError
 
 MARGIN = 0.05
@@ -101,9 +102,15 @@ def seconds_to_compute(
 
 
 def selection_seconds(
-    coreset: CoresetConfig, pace: Pace, *, coreset_size: float, num_samples: int, is_first: bool
+    coreset: CoresetConfig,
+    pace: Pace,
+    *,
+    coreset_size: float,
+    num_samples: int,
+    num_epochs: int,
+    is_first: bool,
 ) -> float:
-    """What a selection takes; a selection that needs no outputs of a model does not run it.
+    """What selections take; a selection that needs no outputs of a model does not run it.
 
     All images are scored by the student, and once by the teacher, or, with a pool of p coresets
     that is not all of them, p times the coreset by both.
@@ -113,15 +120,21 @@ def selection_seconds(
         pace: the device's.
         coreset_size: images that are selected.
         num_samples: training images of the device.
+        num_epochs: of a round, which has as many selections as can be due in it.
         is_first: whether the teacher's outputs are still to be computed.
     """
     runs_student, runs_teacher = _models_that_score(coreset)
+    num_selections = _num_selections(coreset, num_epochs)
     pool = pool_factor(coreset) * coreset_size
     if 0 < pool < num_samples:
-        num_passes = pool * (runs_student + runs_teacher)
+        num_passes = num_selections * pool * (runs_student + runs_teacher)
     else:
-        num_passes = num_samples * (runs_student + (runs_teacher and is_first))
+        num_passes = num_samples * (num_selections * runs_student + (runs_teacher and is_first))
     return num_passes * pace.seconds_per_scored_sample
+
+
+def _num_selections(coreset: CoresetConfig, num_epochs: int) -> int:
+    return math.ceil(num_epochs / selection_interval(coreset))
 
 
 def _models_that_score(coreset: CoresetConfig) -> tuple[bool, bool]:
@@ -140,7 +153,7 @@ def fitting_fraction(
 ) -> float:
     """The share of its images that a device can select and train on in ``seconds``.
 
-    A round with a selection is what must fit.
+    A round with as many selections as can be due in it is what must fit.
 
     Args:
         config: of the run: floor and cap, epochs, pool.
@@ -154,22 +167,58 @@ def fitting_fraction(
         At least coreset.adaptive-floor, at most coreset.adaptive-cap.
     """
     coreset, factor = config.coreset, pool_factor(config.coreset)
-    per_image = config.training.local_epochs * pace.seconds_per_sample
+    num_epochs = config.training.local_epochs
+    per_image = num_epochs * pace.seconds_per_sample
     # A balanced coreset rounds every class, to at least one image: up by less than one.
     rounding = num_classes if coreset.balanced else 0.5
     scoring_all = selection_seconds(
-        coreset, pace, coreset_size=num_samples, num_samples=num_samples, is_first=is_first
+        coreset,
+        pace,
+        coreset_size=num_samples,
+        num_samples=num_samples,
+        num_epochs=num_epochs,
+        is_first=is_first,
     )
     size = (seconds - scoring_all) / per_image - rounding
     surely = min(coreset.adaptive_cap * num_samples, size) - rounding
     # Of a coreset that may be too small for it to hold all images, the pool grows with it.
     if factor and factor * surely < num_samples:
-        scoring = factor * sum(_models_that_score(coreset)) * pace.seconds_per_scored_sample
+        num_passes = _num_selections(coreset, num_epochs) * sum(_models_that_score(coreset))
+        scoring = factor * num_passes * pace.seconds_per_scored_sample
         size = seconds / (per_image + scoring) - rounding
     return min(coreset.adaptive_cap, max(coreset.adaptive_floor, size / num_samples))
 
 
-def fitting_epochs(pace: Pace, *, seconds: float, coreset_size: float, num_epochs: int) -> int:
-    """FedProx's partial work: as many of ``num_epochs`` epochs as fit, at least one."""
-    per_epoch = max(1.0, coreset_size) * pace.seconds_per_sample
-    return max(1, min(num_epochs, int(seconds / per_epoch)))
+def fitting_epochs(
+    config: Config,
+    pace: Pace,
+    *,
+    seconds: float,
+    coreset_size: float,
+    num_samples: int,
+    is_first: bool,
+) -> int:
+    """FedProx's partial work: as many of the epochs of a round as fit, at least one.
+
+    Args:
+        config: of the run: epochs, selections.
+        pace: the device's.
+        seconds: of :func:`seconds_to_compute`.
+        coreset_size: images that are trained on.
+        num_samples: training images of the device.
+        is_first: whether the teacher's outputs are still to be computed.
+    """
+
+    def fits(num_epochs: int) -> bool:
+        selecting = selection_seconds(
+            config.coreset,
+            pace,
+            coreset_size=coreset_size,
+            num_samples=num_samples,
+            num_epochs=num_epochs,
+            is_first=is_first,
+        )
+        training = num_epochs * max(1.0, coreset_size) * pace.seconds_per_sample
+        return selecting + training <= seconds
+
+    return next((n for n in range(config.training.local_epochs, 1, -1) if fits(n)), 1)

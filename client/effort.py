@@ -12,7 +12,6 @@ from client.deadline import (
     fitting_epochs,
     fitting_fraction,
     seconds_to_compute,
-    selection_seconds,
 )
 from client.device import Device
 from client.quarc import QuarcResult
@@ -70,10 +69,14 @@ def round_effort(
             and not is_due(coreset, kept, device.train.labels, epoch)
         ):
             size = len(kept.indices)
-        seconds -= selection_seconds(
-            coreset, pace, coreset_size=size, num_samples=num_samples, is_first=is_first
+        num_epochs = fitting_epochs(
+            config,
+            pace,
+            seconds=seconds,
+            coreset_size=size,
+            num_samples=num_samples,
+            is_first=is_first,
         )
-        num_epochs = fitting_epochs(pace, seconds=seconds, coreset_size=size, num_epochs=num_epochs)
     return coreset, num_epochs
 
 

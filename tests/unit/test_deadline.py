@@ -72,18 +72,40 @@ class TestFraction:
         capped = make_config(coreset__pool=3.0, coreset__adaptive_cap=0.2)
         assert fraction(capped, seconds=60.0) == pytest.approx(0.187)
 
+    def test_every_selection_of_a_round_takes_its_time(self) -> None:
+        """Four epochs with a selection after every two: 2 x 20 s of scoring leave 55 s, four
+        epochs on 137.5 images, half an image less for rounding; the teacher's 20 s come once: 35 s
+        for 87.5. With a pool an image costs 0.4 s of training and 2 x 3 x 2 x 0.02 s of scoring:
+        64 / 0.64 = 100."""
+        settings = {"coreset__interval": 2, "training__local_epochs": 4}
+        assert fraction(make_config(**settings), seconds=95.0) == pytest.approx(0.137)
+        first = fraction(make_config(**settings), seconds=95.0, is_first=True)
+        assert first == pytest.approx(0.087)
+        pooled = make_config(**settings, coreset__pool=3.0)
+        assert fraction(pooled, seconds=64.0) == pytest.approx(0.0995)
+
     @pytest.mark.parametrize(
-        ("size", "is_first", "seconds"),
-        [(100, False, 12.0), (400, False, 20.0), (400, True, 40.0), (1000, True, 40.0)],
+        ("size", "is_first", "num_epochs", "seconds"),
+        [
+            (100, False, 5, 12.0),
+            (400, False, 5, 20.0),
+            (400, True, 5, 40.0),
+            (1000, True, 5, 40.0),
+            (100, False, 6, 24.0),
+            (400, True, 6, 60.0),
+        ],
     )
-    def test_a_selections_time(self, size: int, is_first: bool, seconds: float) -> None:
+    def test_selections_time(
+        self, size: int, is_first: bool, num_epochs: int, seconds: float
+    ) -> None:
         """A pool of 300 for student and teacher; from 334 images on the pool is all 1000, which
-        the teacher scores the first time only."""
+        the teacher scores the first time only. More than five epochs have a second selection."""
         taken = selection_seconds(
             make_config(coreset__pool=3.0).coreset,
             PACE,
             coreset_size=size,
             num_samples=1000,
+            num_epochs=num_epochs,
             is_first=is_first,
         )
         assert taken == pytest.approx(seconds)
@@ -153,7 +175,11 @@ class TestPartialWork:
     @pytest.mark.parametrize(("seconds", "epochs"), [(-1.0, 1), (9.9, 1), (20.1, 2), (99.0, 5)])
     def test_epochs_that_fit(self, seconds: float, epochs: int) -> None:
         """An epoch over 100 images takes 10 s; five are asked for."""
-        assert fitting_epochs(PACE, seconds=seconds, coreset_size=100, num_epochs=5) == epochs
+        config = make_config(coreset__selection="random", training__local_epochs=5)
+        fitting = fitting_epochs(
+            config, PACE, seconds=seconds, coreset_size=100, num_samples=1000, is_first=False
+        )
+        assert fitting == epochs
 
 
 class TestPace:

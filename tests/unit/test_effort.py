@@ -112,16 +112,19 @@ def test_only_models_that_score_take_time_for_it(
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"coreset.selection": "res"}, 7),
-        ({"coreset.selection": "res", "coreset.pool": 2.0}, 9),
+        ({"coreset.selection": "res"}, 5),
+        ({"coreset.selection": "res", "coreset.interval": 10}, 7),
+        ({"coreset.selection": "res", "coreset.pool": 2.0}, 8),
         ({"coreset.selection": "random"}, 9),
     ],
 )
 def test_partial_work_leaves_time_for_scoring(
     settings: dict[str, str | float], expected: int
 ) -> None:
-    """An epoch over 100 images takes 10 s. All 1,000 scored by both models: 25 s, and 7 epochs are
-    left. A pool of 200: 5 s, and 9 epochs; a random draw takes no time."""
+    """An epoch over 100 images takes 10 s. All 1,000 scored by both models: 25 s, and 7 of 95 s'
+    epochs are left, if there is no second selection after five of them: that takes the student
+    12.5 s, and a sixth epoch would end after 97.5 s. A pool of 200: 5 s for each selection, and 8
+    epochs; a random draw takes no time."""
     coreset, num_epochs = effort_of(
         {
             "coreset.fraction": 0.1,
