@@ -100,6 +100,7 @@ class FleetGrid(GridView):
         request = messages[0].content.config_records[REQUEST]
         stage, round_index = Stage(str(request["stage"])), int(str(request["round-index"]))
         deadline = self.config.fleet.deadline
+        self._tasks.give_up()  # common rounds begin once nobody waits for single devices any more
         self._note_away({m.metadata.dst_node_id for m in messages})
         failures = self.emulation.failures(stage, round_index)
         delays = self.emulation.delays(stage, round_index)
@@ -182,7 +183,8 @@ class FleetGrid(GridView):
         if line["kind"] == "round":
             figures = self.ledger.of_round(line)
             if UNFINISHED_DEVICES in line:
-                figures["unfinished_joules"] = self._tasks.charge_unfinished()
+                self._tasks.give_up()
+                figures["unfinished_joules"] = self._tasks.unfinished_joules
             return figures
         return self.ledger.of_summary()
 

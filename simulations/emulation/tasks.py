@@ -99,6 +99,8 @@ class FleetTasks:
         self._resumed: dict[int, float] = {}
         """Partition id -> when a task began that was under way when the run was killed, and that
         the server is yet to push again."""
+        self.unfinished_joules = 0.0
+        """What devices had spent on tasks that were given up."""
 
     @property
     def busy_nodes(self) -> set[int]:
@@ -164,12 +166,17 @@ class FleetTasks:
             return task.reply
         return self.dropped.answer(task.message, task.attempt, task.virtual_seconds)
 
-    def charge_unfinished(self) -> float:
-        """Charge devices for what they have done by now of tasks that nobody waits for any more;
-        returns the joules. What a device does is known as far as the clock has come."""
+    def give_up(self) -> None:
+        """Charge devices for what they have done by now of tasks that nobody waits for any more.
+
+        What a device does is known as far as the clock has come.
+        """
         now = self.clock.now()
         tasks = sorted(self._tasks.values(), key=lambda task: task.attempt.partition_id)
-        return math.fsum(self.emulation.spend(task.attempt, now - task.starts) for task in tasks)
+        self._tasks.clear()
+        self.unfinished_joules += math.fsum(
+            self.emulation.spend(task.attempt, now - task.starts) for task in tasks
+        )
 
     def state(self) -> dict[str, Any]:
         """What is under way, and how many tasks each device had before it."""

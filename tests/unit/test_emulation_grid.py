@@ -121,9 +121,11 @@ def make_grid(*profiles: DeviceProfile, **settings: float | str) -> tuple[FleetG
     return grid, nodes
 
 
-def train_messages(num_devices: int, round_index: int = 0) -> list[Message]:
+def train_messages(
+    num_devices: int, round_index: int = 0, stage: Stage = Stage.QUANTIZED
+) -> list[Message]:
     record = TrainRequest(
-        stage=Stage.QUANTIZED,
+        stage=stage,
         round_index=round_index,
         num_rounds=5,
         model=b"m" * 5000,
@@ -393,6 +395,23 @@ class TestTasks:
         assert last["unfinished_joules"] == pytest.approx(joules)
         spent = grid.emulation.spent_joules.tolist()
         assert spent == pytest.approx([joules, figures["joules"]])
+
+    def test_statistics_taken_at_the_end_are_not_charged_twice(self) -> None:
+        """What device 0 had spent when the server went on to ask both for statistics is as above;
+        the exchange that follows is charged by itself."""
+        grid, _ = make_grid(profile(0.1), profile(0.4))
+        ids = grid.push_messages(train_messages(2))
+        self.pull(grid, ids)
+        now, loading = grid.clock.now(), 0.25 + message_bytes(train_messages(1)[0]) / 1e6
+        figures = [grid.annotate(device_line(1))]
+        list(grid.send_and_receive(train_messages(2, stage=Stage.STATISTICS)))
+        assert grid.clock.now() > now
+        figures += [grid.annotate({**device_line(i), "task": "statistics"}) for i in (0, 1)]
+        line = {"kind": "round", "stage": "quantized", "round": 1, "unfinished_devices": 1}
+        unfinished = grid.annotate(line)["unfinished_joules"]
+        assert unfinished == pytest.approx(3 * loading + 5 * (now - loading))
+        told = sum(each["joules"] for each in figures)
+        assert grid.emulation.spent_joules.sum() == pytest.approx(told + unfinished)
 
     def test_the_server_gives_up_after_its_own_timeout(self) -> None:
         grid, _ = make_grid(profile(0.1), **{"federation.round-timeout": 3.0})
