@@ -15,7 +15,7 @@ from client.deadline import (
 )
 from client.device import Device
 from client.quarc import QuarcResult
-from client.selection import has_scored, is_due
+from client.selection import coreset_size, has_scored, is_due
 from client.state import load_coreset, load_pace
 from common.config import Config, CoresetConfig
 from common.messages import TrainRequest
@@ -60,8 +60,7 @@ def round_effort(
         )
         coreset = replace(coreset, fraction=fraction)
     if config.training.partial_work:
-        share = 1.0 if coreset.selection == "full" else coreset.fraction
-        size = share * num_samples
+        size = coreset_size(coreset, device.train.labels)
         epoch = request.round_index * config.training.local_epochs
         if (
             coreset.adaptive

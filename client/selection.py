@@ -218,10 +218,13 @@ def is_due(config: CoresetConfig, coreset: Coreset | None, labels: Tensor, epoch
     # One of a later epoch is of the first time that the device was asked with this model.
     if coreset is None or not coreset.epoch <= epoch < due_epoch(config, coreset):
         return True
-    return config.adaptive and len(coreset.indices) > OVERSIZE * _coreset_size(config, labels)
+    return config.adaptive and len(coreset.indices) > OVERSIZE * coreset_size(config, labels)
 
 
-def _coreset_size(config: CoresetConfig, labels: Tensor) -> int:
+def coreset_size(config: CoresetConfig, labels: Tensor) -> int:
+    """Images of a coreset of those with ``labels`` [n]; balanced, every class is rounded."""
+    if config.selection == "full":
+        return len(labels)
     groups = balance_groups(labels, balanced=config.balanced)
     return int(torch.minimum(group_quotas(groups, config.fraction), groups.bincount()).sum())
 

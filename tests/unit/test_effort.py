@@ -48,13 +48,17 @@ def test_a_round_without_scores_keeps_what_is_known_of_scoring() -> None:
     assert measured_pace(draws, earlier)["seconds-per-scored-sample"] == 0.02
 
 
-def effort_of(settings: dict[str, str | int | float | bool], kept: Coreset | None = None) -> Effort:
+def effort_of(
+    settings: dict[str, str | int | float | bool],
+    kept: Coreset | None = None,
+    num_classes: int = 1,
+) -> Effort:
     """Of a device with 1,000 images, 0.1 s for training on one and 0.0125 s for scoring it, that
     has 95 of 100 s in its first round, or in its second with a coreset that was kept."""
     images = ImageSet(
         images=torch.zeros(1000, 1, 2, 2, dtype=torch.uint8),
-        labels=torch.zeros(1000, dtype=torch.int64),
-        class_names=("a",),
+        labels=torch.arange(1000) % num_classes,
+        class_names=tuple(map(str, range(num_classes))),
     )
     device = Device(
         partition_id=0,
@@ -155,5 +159,22 @@ def test_partial_work_goes_by_the_coreset_that_is_trained_on(
             "training.local-epochs": 2,
         },
         Coreset(indices=torch.arange(size), epoch=0),
+    )
+    assert num_epochs == expected
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(1, 10), (100, 9)])
+def test_partial_work_counts_an_image_of_every_class(num_classes: int, expected: int) -> None:
+    """A hundredth of 1,000 images of one class is 10 images: ten epochs take 10 s. Of a hundred
+    classes it is one of each: an epoch takes 10 of 95 s."""
+    _, num_epochs = effort_of(
+        {
+            "coreset.selection": "random",
+            "coreset.balanced": True,
+            "coreset.fraction": 0.01,
+            "training.partial-work": True,
+            "training.local-epochs": 10,
+        },
+        num_classes=num_classes,
     )
     assert num_epochs == expected
