@@ -8,7 +8,7 @@ from flwr.app import Message
 
 from common.config import Config
 from common.devices import TaskCost, task_cost
-from common.messages import Reply, Stage, message_bytes
+from common.messages import Reply, Stage, Status, message_bytes
 from simulations.emulation.hardware import Attempt, Emulation, require_possible
 from simulations.emulation.workload import Workload
 from simulations.engines.worker import FIRST_NODE_ID
@@ -78,14 +78,21 @@ class FleetCosts:
     def of_reply(
         self, stage: Stage, least: TaskCost, download_bytes: int, reply: Message
     ) -> TaskCost:
-        """What a task cost, from the reply; an error reply tells nothing of its work."""
+        """What a task cost, from the reply.
+
+        An error reply tells nothing of its work, nor does that of a training that diverged.
+        """
         if not reply.has_content():
             return least
         partition_id = partition_of(reply)
-        metrics = Reply.from_record(reply.content).metrics
+        answer = Reply.from_record(reply.content)
+        num_samples = self.num_samples.get(partition_id, 0)
+        flops = self.workload.of_reply(stage, answer.metrics, num_samples)
+        if answer.status is Status.DIVERGED:
+            flops = self.workload.least(stage, num_samples, self.num_classes)
         return task_cost(
             self.emulation.profile(partition_id),
-            flops=self.workload.of_reply(stage, metrics, self.num_samples.get(partition_id, 0)),
+            flops=flops,
             download_bytes=download_bytes,
             upload_bytes=message_bytes(reply),
             delay_seconds=least.virtual_delay_seconds,

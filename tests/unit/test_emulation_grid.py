@@ -11,7 +11,7 @@ from flwr.app import Message, MessageType, RecordDict
 from common.config import Config
 from common.devices import Availability, DeviceProfile
 from common.errors import UserError
-from common.messages import Reply, Stage, TrainRequest, message_bytes
+from common.messages import Reply, Stage, Status, TrainRequest, message_bytes
 from server.exchange.courier import Courier
 from server.exchange.registry import DeviceRegistry
 from simulations.emulation.clock import VirtualClock
@@ -177,6 +177,15 @@ class TestTime:
         assert figures["joules"] == pytest.approx(sum(energy), abs=1e-9)
         assert figures["fates"] == {"trained": 2}
         assert figures["away"] == []
+
+    def test_a_training_that_diverged_took_the_least_at_least(self) -> None:
+        """Its reply has no counts. One of ten images at 4e6 operations, of 1e6 a second: 4 s."""
+        grid, nodes = make_grid(profile(1e-3))
+        nodes.answer = lambda partition_id, _: Reply(
+            partition_id=partition_id, round_index=0, status=Status.DIVERGED, reason="loss is nan"
+        )
+        grid.send_and_receive(train_messages(1))
+        assert grid.annotate(device_line(0))["virtual_compute_seconds"] == pytest.approx(4.0)
 
     def test_statistics_cost_energy_but_are_no_training(self) -> None:
         """Asked of all after the last training: two trainings ended well, not four."""
