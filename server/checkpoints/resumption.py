@@ -27,7 +27,13 @@ from server.checkpoints.stage_start import Progress, StageStart
 from server.checkpoints.strategy_state import restore_strategy, strategy_state
 from server.exchange.courier import Traffic
 from server.model.aggregation import State
-from server.records.recorder import METRICS_FILE, SUMMARY_FILE, Recorder, file_digest
+from server.records.recorder import (
+    METRICS_FILE,
+    SUMMARY_FILE,
+    Recorder,
+    file_digest,
+    holds_files,
+)
 from server.strategies.packed_updates import PackedUpdates
 
 MODEL_FILES = (
@@ -273,7 +279,7 @@ class Checkpoints:
         if not self._store.exists():
             if (folder / METRICS_FILE).exists():
                 self.note(f"{folder}: no round of this run was finished: it begins anew")
-            elif folder.exists() and any(folder.iterdir()):
+            elif folder.exists() and holds_files(folder):
                 raise UserError(f"run.resume = '{folder}': expected the folder of a run")
             else:
                 self.note(f"{folder}: there is no run to go on with: a new one begins")

@@ -62,10 +62,15 @@ def check_run_folder(folder: Path) -> None:
     existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
     if not existing.is_dir():
         raise UserError(f"run.out = '{folder}': expected a folder, found a file")
-    if existing == folder and any(path.name != LOCK_FILE for path in folder.iterdir()):
+    if existing == folder and holds_files(folder):
         raise UserError(f"run.out = '{folder}': expected a new or empty folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"run.out = '{folder}': can't be written: no permission in {existing}")
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is anything in a folder but the lock of a run that is about to write there."""
+    return any(path.name != LOCK_FILE for path in folder.iterdir())
 
 
 @contextmanager

@@ -7,9 +7,9 @@ import pytest
 from common.config import Config
 from common.errors import UserError
 from server.checkpoints.device_states import CHECKPOINT_FOLDER
-from server.checkpoints.resumption import VERSION, can_go_on
+from server.checkpoints.resumption import VERSION, Checkpoints, can_go_on
 from server.checkpoints.snapshots import SnapshotStore
-from server.records.recorder import METRICS_FILE, file_digest
+from server.records.recorder import METRICS_FILE, claimed, file_digest
 
 
 def write_checkpoint(
@@ -68,3 +68,11 @@ def test_a_run_from_before_a_setting_has_its_default(tmp_path: Path) -> None:
     assert can_go_on(tmp_path, Config())
     with pytest.raises(UserError, match=r"batch-norm-images = 8: the run in .* has 0"):
         can_go_on(tmp_path, Config.from_flat({key: 8}))
+
+
+def test_a_new_run_begins_in_an_empty_folder(tmp_path: Path) -> None:
+    """Its lock is there by then: the run's own, or that of one that was killed."""
+    notes: list[str] = []
+    with claimed(tmp_path, notes.append):
+        Checkpoints(tmp_path, Config.from_flat({"run.resume": str(tmp_path)}), note=notes.append)
+    assert notes == [f"{tmp_path}: there is no run to go on with: a new one begins"]
