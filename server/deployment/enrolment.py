@@ -53,7 +53,7 @@ def revoke_device(folder: KeyFolder, name: str, client: ControlClient) -> None:
         folder.device_key(name),
         folder.device_public_key(name),
     ):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def rotate_device(folder: KeyFolder, name: str, client: ControlClient) -> None:

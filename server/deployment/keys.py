@@ -81,16 +81,16 @@ class KeyFolder:
         return sorted(path.stem for path in self.devices.glob("*.pub"))
 
     def check_device(self, name: str) -> None:
-        """Make sure that a device has a key pair here.
+        """Make sure that a device's public key is here; its private one may be on the device alone.
 
         Raises:
             UserError: for a name that is not allowed or not known.
         """
         check_device_names([name])
-        for path in (self.device_key(name), self.device_public_key(name)):
-            if not path.is_file():
-                known = ", ".join(self.device_names()) or "none"
-                raise UserError(f"device {name!r} has no '{path}': devices with keys: {known}")
+        path = self.device_public_key(name)
+        if not path.is_file():
+            known = ", ".join(self.device_names()) or "none"
+            raise UserError(f"device {name!r} has no '{path}': devices with keys: {known}")
 
 
 def create_fleet_keys(folder: KeyFolder, hosts: Sequence[str], devices: Sequence[str]) -> None:

@@ -143,6 +143,17 @@ def test_revoking_removes_one_device(
     assert not folder.device_key("a").exists()
 
 
+def test_a_private_key_may_be_on_its_device_alone(
+    folder: KeyFolder, superlink: FakeSuperLink, client: ControlClient
+) -> None:
+    """It has no business on the server, which has to shut the device out when it is lost."""
+    folder.device_key("a").unlink()
+    assert register_devices(folder, ["a", "b"], client) == ["a", "b"]
+    revoke_device(folder, "a", client)
+    assert set(superlink.nodes) == {"102"}
+    assert folder.device_names() == ["b"]
+
+
 def test_a_damaged_record_is_said(folder: KeyFolder, client: ControlClient) -> None:
     folder.device_record("a").write_text("[]")
     with pytest.raises(UserError, match=r"a\.json' can't be read"):
