@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         return int(options.command(options))
-    except UserError as error:
+    # Python 3.11 raises where a path lies in a folder that may not be looked into.
+    except (UserError, PermissionError) as error:
         return _fail(str(error), code=2)
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted", code=130)

@@ -1,5 +1,6 @@
 """What all tests share: an environment in which nothing outside is read, written or called."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -79,3 +80,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def ray_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """The tiny federation in Flower's Simulation Runtime on Ray, run once for all tests."""
     return simulate(tmp_path_factory.mktemp("ray") / "run", "--engine", "ray", "--workers", "2")
+
+
+@pytest.fixture
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of another user, also where the tests run as root: whatever is in it is denied."""
+    folder = tmp_path / "locked"
+    stat = Path.stat
+
+    def denied(path: Path, **options: bool) -> os.stat_result:
+        if folder in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    return folder

@@ -49,6 +49,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_may_not_be_looked_at_is_bad_input(
+    locked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = str(locked / "mine")
+    for arguments in (["run", name], ["run", "--resume", name], ["plan", "--fleet", name]):
+        assert cli.main(arguments) == 2
+        assert capsys.readouterr().err == f"error: [Errno 13] Permission denied: '{name}'\n"
+
+
 def test_settings_are_checked_against_the_number_of_devices_that_a_fleet_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

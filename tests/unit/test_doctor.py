@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import platform
 import shutil
@@ -146,21 +145,6 @@ def test_what_is_wrong_is_named_with_what_to_do(keys: KeyFolder, tmp_path: Path)
     assert found["Unreadable images"].detail == "1: ant/broken.png"
     assert found["Key"].remedy == f"chmod 600 {key}"
     assert all(finding.remedy for finding in found.values() if not finding.passed)
-
-
-@pytest.fixture
-def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of another user, also where the tests run as root: whatever is in it is denied."""
-    folder = tmp_path / "locked"
-    stat = Path.stat
-
-    def denied(path: Path, **options: bool) -> os.stat_result:
-        if folder in path.parents:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return stat(path, **options)
-
-    monkeypatch.setattr(Path, "stat", denied)
-    return folder
 
 
 def test_what_may_not_be_looked_at_is_a_finding(locked: Path) -> None:
