@@ -11,6 +11,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+
 from client.node import MAX_PARTITION_ID, NodeSettings
 from common.bit_widths import parse_bits
 from common.config import BIT_CHOICES
@@ -32,10 +35,10 @@ class Launch:
     data: Path | None
     """Folder of its own images; None: an emulated device, with its part of the run's data set."""
     key: Path
-    """The device's private key; its public one is beside it, with .pub."""
+    """The device's private key."""
     ca: Path
     partition_id: int | None = None
-    """None: a number made from the public key."""
+    """None: a number made from the key."""
     port: int = 0
     """Of 127.0.0.1, for the SuperNode's own processes; 0: `DEFAULT_PORT`."""
     threads: int = 0
@@ -179,12 +182,16 @@ def partition_id_of(key: Path) -> int:
     """A number that belongs to a device for as long as it has its key.
 
     Raises:
-        UserError: if there is no public key beside the private one.
+        UserError: if it is no private key that Flower can read.
     """
-    for public in (key.with_suffix(".pub"), Path(f"{key}.pub")):
-        if public.is_file():
-            # Type and key; the comment after them may change.
-            fields = public.read_bytes().split()[:2]
-            digest = hashlib.blake2b(b" ".join(fields), digest_size=8).digest()
-            return int.from_bytes(digest, "big") & MAX_PARTITION_ID
-    raise UserError(f"{key.with_suffix('.pub')} is not there: copy it, or give --partition-id")
+    try:
+        private = serialization.load_ssh_private_key(key.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise UserError(
+            f"--key {key}: expected a private key in OpenSSH's format, as keys add makes it"
+        ) from error
+    text = private.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest, "big") & MAX_PARTITION_ID

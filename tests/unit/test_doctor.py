@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import platform
 import shutil
@@ -320,10 +321,16 @@ def test_an_emulated_device_has_no_folder_but_a_number(keys: KeyFolder, tmp_path
         check_launch(launch(keys, tmp_path, port=65536))
 
 
-def test_a_device_is_known_by_its_key(keys: KeyFolder) -> None:
+def test_a_device_is_known_by_its_key(keys: KeyFolder, tmp_path: Path) -> None:
+    """By its private one alone: the last 31 bits of BLAKE2b of the public one, type and key."""
     first, second = keys.device_key("pi-1"), keys.device_key("pi-2")
-    assert partition_id_of(first) == partition_id_of(first) != partition_id_of(second)
-    assert 0 <= partition_id_of(first) < 2**31
+    alone = Path(shutil.copy(first, tmp_path))
+    public = b" ".join(keys.device_public_key("pi-1").read_bytes().split()[:2])
+    digest = hashlib.blake2b(public, digest_size=8).digest()
+    assert partition_id_of(alone) == int.from_bytes(digest[-4:], "big") % 2**31
+    assert partition_id_of(first) == partition_id_of(alone) != partition_id_of(second)
+    with pytest.raises(UserError, match=r"ca\.key: expected a private key in OpenSSH's format"):
+        partition_id_of(keys.ca_key)
 
 
 @pytest.mark.parametrize("address", ["fleet", "fleet:", "fleet:x", "fleet:70000", "a b:1", ""])
