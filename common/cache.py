@@ -10,5 +10,5 @@ def cache_dir() -> Path:
     """FEDQUARC_CACHE, else $XDG_CACHE_HOME/fedquarc, else ~/.cache/fedquarc (not created here)."""
     explicit = os.environ.get("FEDQUARC_CACHE")
     if explicit:
-        return Path(explicit)
+        return Path(explicit).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedquarc"
