@@ -97,7 +97,7 @@ def _status(client: ControlClient, run_id: str) -> str:
 
 def _read(file: Path) -> dict[str, Scalar]:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"'{file}' can't be read: {error.strerror}") from error
     except ValueError as error:

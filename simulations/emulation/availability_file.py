@@ -67,7 +67,7 @@ def read_trace(path: Path) -> tuple[tuple[float, bool], ...]:
         UserError: if it cannot be read, or for the first row that is wrong, by its line.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error

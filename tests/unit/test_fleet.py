@@ -147,6 +147,15 @@ def test_a_trace(tmp_path: Path) -> None:
     assert profile.availability.schedule == ((10.0, True), (5.0, False))
 
 
+def test_a_trace_of_a_spreadsheet(tmp_path: Path) -> None:
+    """With a byte order mark and the line ends of Windows."""
+    fleet = trace_fleet(tmp_path, "0,10,1\n")
+    trace = tmp_path / "trace.csv"
+    trace.write_bytes(b"\xef\xbb\xbf" + trace.read_bytes().replace(b"\n", b"\r\n"))
+    (profile,) = load_fleet(fleet).profiles
+    assert profile.availability.schedule == ((10.0, True),)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -15,7 +15,8 @@ from server.deployment.launch import run_settings, run_to_end
 
 def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('[data]\nalpha = 0.1\n[model]\nname = "resnet20"\n')
+    # As editors on Windows write it, with a byte order mark.
+    file.write_text('\ufeff[data]\r\nalpha = 0.1\r\n[model]\r\nname = "resnet20"\r\n')
     overrides = ["data.alpha=2", "run.out=/runs/a b", "data.augment=false", "run.seed='7'"]
     with pytest.raises(UserError, match=r"run\.seed = '7': expected int"):
         run_settings(file, overrides)
