@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
 import tomllib
@@ -113,11 +114,12 @@ def _read(file: Path) -> dict[str, Scalar]:
 
 
 def _value(text: str) -> Any:
-    """A TOML value; what is none is a string without its quotes."""
+    """A TOML value; what is none, or a date, is a string without its quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if isinstance(value, datetime.date | datetime.time) else value
 
 
 def _say(line: str) -> None:

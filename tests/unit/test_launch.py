@@ -26,6 +26,7 @@ def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
         "run.out": "/runs/a b",
         "data.augment": False,
     }
+    assert run_settings(None, ["run.out=2026-11-30"]) == {"run.out": "2026-11-30"}
 
 
 @pytest.mark.parametrize(
