@@ -15,6 +15,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.lock import hold
+from server.records.recorder import holds_files
 from simulations.comparison.records import (
     RunRecord,
     is_finished,
@@ -135,7 +136,7 @@ class ComparisonFolder:
         write_atomically(self.path / COMPARISON_FILE, content, hint=GOES_ON)
         folder = self.run_folder(run)
         if folder.exists():
-            if any(folder.iterdir()) and not is_run_folder(folder):
+            if holds_files(folder) and not is_run_folder(folder):
                 raise UserError(f"{folder}: expected the files of a run, found others")
             try:
                 if goes_on and can_go_on(folder, run.config):

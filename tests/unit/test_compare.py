@@ -215,6 +215,15 @@ def test_files_that_no_run_wrote_are_never_removed(
     assert Path(f"out/runs/{RES_0}/mine.txt").exists()
 
 
+def test_a_run_that_was_killed_with_nothing_but_its_lock_begins_again(runs: Runs) -> None:
+    compare()
+    for path in Path(f"out/runs/{RES_0}").iterdir():
+        path.unlink()
+    Path(f"out/runs/{RES_0}/.lock").touch()
+    assert compare() == 0
+    assert runs.names == [RES_0, FULL_0, RES_0]
+
+
 def test_scenarios_may_be_added(runs: Runs) -> None:
     compare()
     Path("second.yaml").write_text("coreset: {selection: acs}\n")
