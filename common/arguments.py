@@ -54,6 +54,17 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return whole_number
 
 
+def percentage(text: str) -> float:
+    """The type of an argument that is a part of a hundred, above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 100, not {text!r}")
+    return value
+
+
 def seed_list(text: str) -> list[int]:
     """The type of an argument that lists different seeds, as ``0,1,2``."""
     parts = text.split(",")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.arguments import add_settings_argument, seed_list
+from common.arguments import add_settings_argument, percentage, seed_list
 from simulations.engine_options import add_engine_options, prepare_process, run_with
 
 
@@ -62,7 +62,7 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="PERCENT",
-        type=float,
+        type=percentage,
         help="also show what it took to reach this Top-1",
     )
 
@@ -140,10 +140,13 @@ def _write(
     notes: Sequence[str],
     console: Any,
 ) -> None:
+    from simulations.comparison.measures import was_reached
     from simulations.comparison.report import write_report
     from simulations.comparison.tables import Origin
     from simulations.display.terminal import print_line
 
+    if options.target is not None and records and not was_reached(options.target, records):
+        notes = [*notes, f"No run reached {options.target:g} %"]
     words = ["python", "-m", "simulations", *words]
     words += ["--title", options.title] if options.title else []
     words += ["--target", f"{options.target:g}"] if options.target is not None else []

@@ -69,6 +69,11 @@ def target_measures(target: float) -> tuple[Measure, ...]:
     )
 
 
+def was_reached(target: float, runs: Iterable[RunRecord]) -> bool:
+    """Whether one of the runs had a Top-1 of at least ``target`` percent."""
+    return any(_until(target, rounds_passed, run) is not None for run in runs)
+
+
 def _until(target: float, positions: PositionsOf, run: RunRecord) -> float | None:
     """Where the first evaluation that reaches the target is; None: there is none."""
     places = positions(run.rounds)

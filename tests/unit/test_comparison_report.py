@@ -47,3 +47,25 @@ def test_a_comparisons_folder_is_told_from_its_runs(
     (tmp_path / "comparison.json").write_text("{}")
     assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert f"{tmp_path}/runs/*" in capsys.readouterr().err
+
+
+def test_a_target_that_no_run_reached_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's rounds have 50 and 60 %."""
+    pytest.importorskip("matplotlib")
+    run, out = write_run(tmp_path / "a", [50.0, 60.0]), tmp_path / "out"
+    for target, is_said in (("60", False), ("60.5", True)):
+        assert cli.main(["report", str(run), "--out", str(out), "--target", target]) == 0
+        assert ("No run reached 60.5 %" in capsys.readouterr().out) is is_said
+        assert ("- No run reached 60.5 %" in (out / "table.md").read_text()) is is_said
+
+
+@pytest.mark.parametrize("target", ["nan", "0", "101", "60%"])
+def test_what_is_no_target_is_refused(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["report", str(tmp_path), "--out", str(tmp_path / "out"), "--target", target])
+    assert exit_info.value.code == 2
+    assert f"expected a number above 0, at most 100, not '{target}'" in capsys.readouterr().err
