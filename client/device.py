@@ -14,7 +14,7 @@ from torch import nn
 
 from client.deadline import Pace
 from common.config import Config, DataConfig, ModelConfig, QuantizationConfig
-from common.data.datasets import Dataset, ImageSet, load_dataset
+from common.data.datasets import Dataset, ImageSet, configured_dataset
 from common.data.partition import configured_split, split_holdout
 from common.errors import UserError
 from common.models import create_model
@@ -85,7 +85,7 @@ def _emulated_device(data: DataConfig, seed: int, partition_id: int, data_share:
 
 @lru_cache(maxsize=1)
 def _dataset(data: DataConfig) -> Dataset:
-    return load_dataset(data.dataset, data.root or None, data.image_size or None)
+    return configured_dataset(data)
 
 
 @lru_cache(maxsize=1)

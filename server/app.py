@@ -18,7 +18,7 @@ from common.checkpoints import content_hash, load_checkpoint, resolve_teacher, s
 from common.clock import Clock
 from common.config import Config
 from common.data.data_fingerprint import data_fingerprint
-from common.data.datasets import Dataset, load_dataset
+from common.data.datasets import Dataset, configured_dataset
 from common.data.input_spec import InputSpec
 from common.data.partition import configured_split
 from common.errors import UserError
@@ -152,8 +152,7 @@ def _federate(
     min_devices = required_replies(config)
     tensorboard = TensorBoardLog(run_folder) if config.run.tensorboard else None
     accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
-    data = config.data
-    dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
+    dataset = configured_dataset(config.data)
     module, is_trained = _float_module(config, dataset)
     reporter.start(config, run_folder)
     timeout = config.federation.round_timeout if harness is None else harness.deadline_seconds

@@ -105,12 +105,11 @@ def _run_locally(
 
 def _check_split(config: Config) -> None:
     """Make the split once: what is wrong with it every device would find out, one by one."""
-    from common.data.datasets import load_dataset
+    from common.data.datasets import configured_dataset
     from common.data.partition import configured_split
 
-    data = config.data
-    images = load_dataset(data.dataset, data.root or None, data.image_size or None).train
-    configured_split(images.labels, data, config.run.seed)
+    labels = configured_dataset(config.data).train.labels
+    configured_split(labels, config.data, config.run.seed)
 
 
 def _run_on_ray(

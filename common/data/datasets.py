@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from common import cache
+from common.config import DATASETS, DataConfig
 from common.data.cifar import CIFAR, cifar_source
 from common.data.image_cache import (
     CachedImages,
@@ -32,7 +33,6 @@ from common.data.stratify import stratified_mask
 from common.errors import UserError
 from common.extras import import_extra
 
-NAMES = ("digits", "cifar10", "cifar100", "folder")
 DIGITS_TEST_FRACTION = 0.2
 SUBSET_BLOCK = 512
 """Images that are copied out of a mapped file between giving its pages back."""
@@ -133,8 +133,6 @@ def load_dataset(
     root: str | None = None,
     image_size: int | None = None,
     cache_dir: Path | None = None,
-    *,
-    class_names: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Load a data set; what had to be decoded is kept in the cache and memory-mapped.
 
@@ -145,31 +143,25 @@ def load_dataset(
       normalisation measured.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `common.config.DATASETS`.
         root: folder of the data; None or "": the environment variable FEDQUARC_DATA.
         image_size: side in pixels to resize a folder's images to; None: as they are.
         cache_dir: folder for decoded images; None: `common.cache.cache_dir`.
-        class_names: a folder's classes in order, where they are agreed on with others; None: the
-            names of its class folders.
 
     Raises:
-        UserError: the name is unknown, the data are missing, damaged or of other classes, or a
-            setting does not apply to this data set.
+        UserError: the name is unknown, the data are missing or damaged, or a setting does not apply
+            to this data set.
     """
-    if name not in NAMES:
-        raise UserError(f"dataset = {name!r} is unknown, allowed: {', '.join(NAMES)}")
+    if name not in DATASETS:
+        raise UserError(f"dataset = {name!r} is unknown, allowed: {', '.join(DATASETS)}")
     cache_dir = cache_dir or cache.cache_dir()
     if name == "folder":
         folder = _root(root)
         if folder is None:
             raise UserError("dataset 'folder' needs data.root or FEDQUARC_DATA: a folder of images")
-        _check_image_size(image_size)
-        return _from_source(
-            folder_source(folder, image_size=image_size, class_names=class_names), cache_dir
-        )
-    if image_size is not None or class_names is not None:
-        setting = "image_size" if image_size is not None else "class_names"
-        raise UserError(f"{setting} applies to dataset 'folder' only, not to {name!r}")
+        return _from_source(folder_source(folder, image_size=image_size), cache_dir)
+    if image_size is not None:
+        raise UserError(f"image_size applies to dataset 'folder' only, not to {name!r}")
     if name == "digits":
         return _from_source(_digits_source(), cache_dir, flip=False)
     published = CIFAR[name]
@@ -181,6 +173,15 @@ def load_dataset(
     )
 
 
+def configured_dataset(data: DataConfig) -> Dataset:
+    """The run's data set: `load_dataset` with the settings of ``data``.
+
+    Raises:
+        UserError: see `load_dataset`.
+    """
+    return load_dataset(data.dataset, data.root or None, data.image_size or None)
+
+
 def load_image_folder(
     root: str,
     image_size: int | None = None,
@@ -190,12 +191,16 @@ def load_image_folder(
 ) -> ImageSet:
     """All images of one device, ROOT/train/CLASS/* or ROOT/CLASS/*; nothing is held out.
 
-    Args: as in `load_dataset`.
+    Args:
+        root: the folder.
+        image_size: side in pixels to resize the images to; None: as they are.
+        cache_dir: folder for decoded images; None: `common.cache.cache_dir`.
+        class_names: in order, where they are agreed on with others; None: the names of its class
+            folders.
 
     Raises:
-        UserError: as in `load_dataset`.
+        UserError: the images are missing, damaged or of other classes.
     """
-    _check_image_size(image_size)
     source = folder_source(
         Path(root).expanduser(), image_size=image_size, class_names=class_names, with_test=False
     )
@@ -205,11 +210,6 @@ def load_image_folder(
 def _root(root: str | None) -> Path | None:
     chosen = root or os.environ.get("FEDQUARC_DATA")
     return Path(chosen).expanduser() if chosen else None
-
-
-def _check_image_size(image_size: int | None) -> None:
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size = {image_size} is not allowed: at least 1 pixel")
 
 
 def _from_source(

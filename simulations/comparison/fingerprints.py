@@ -50,19 +50,17 @@ class Named:
 def _data_now(config: Config) -> str:
     # Imported late, here and below: they need torch, which reports do not.
     from common.data.data_fingerprint import data_fingerprint
-    from common.data.datasets import load_dataset
+    from common.data.datasets import configured_dataset
 
-    data = config.data
-    return data_fingerprint(load_dataset(data.dataset, data.root or None, data.image_size or None))
+    return data_fingerprint(configured_dataset(config.data))
 
 
 def _teacher_now(config: Config) -> str:
     from common.checkpoints import content_hash, load_checkpoint, resolve_teacher
-    from common.data.datasets import load_dataset
+    from common.data.datasets import configured_dataset
 
-    data, model = config.data, config.model
-    train = load_dataset(data.dataset, data.root or None, data.image_size or None).train
-    path = resolve_teacher(model.teacher, model.name, data.dataset)
+    model, train = config.model, configured_dataset(config.data).train
+    path = resolve_teacher(model.teacher, model.name, config.data.dataset)
     assert path is not None
     return content_hash(load_checkpoint(path, model.name, train.num_classes, train.images.shape[1]))
 

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from client.memory import MB
 from common.config import Config
-from common.data.datasets import load_dataset
+from common.data.datasets import configured_dataset
 from common.data.partition import configured_split
 from common.devices import DeviceProfile, training_seconds
 from common.errors import UserError
@@ -41,7 +41,7 @@ class EmulatedRun:
     def __init__(self, fleet: DeviceFleet, config: Config) -> None:
         self.config = config
         data = config.data
-        images = load_dataset(data.dataset, data.root or None, data.image_size or None).train
+        images = configured_dataset(data).train
         channels, height, width = images.images.shape[1:]
         flops = count_flops(
             config.model,

@@ -21,7 +21,7 @@ from client.trainer import DivergedError
 from common.checkpoints import content_hash, load_checkpoint, resolve_teacher
 from common.config import Config, DataConfig, ModelConfig
 from common.data.data_fingerprint import data_fingerprint
-from common.data.datasets import Dataset, ImageSet, load_dataset
+from common.data.datasets import Dataset, ImageSet, configured_dataset
 from common.errors import UserError
 from common.folding import fold_batch_norm
 from common.inference import predict_logits, top1
@@ -67,7 +67,7 @@ class Workbench:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.dataset = lru_cache(maxsize=1)(self._dataset)
+        self.dataset = lru_cache(maxsize=1)(configured_dataset)
         self.data_fingerprint = lru_cache(maxsize=1)(self._data_fingerprint)
         self.teacher = lru_cache(maxsize=1)(self._teacher)
         self.teacher_outputs = lru_cache(maxsize=1)(self._teacher_outputs)
@@ -77,9 +77,6 @@ class Workbench:
         """ "cpu", or the GPU's name."""
         is_gpu = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if is_gpu else str(self.device)
-
-    def _dataset(self, data: DataConfig) -> Dataset:
-        return load_dataset(data.dataset, data.root or None, data.image_size or None)
 
     def _data_fingerprint(self, data: DataConfig) -> str:
         return data_fingerprint(self.dataset(data))

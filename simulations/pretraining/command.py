@@ -38,7 +38,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     # Imported late: `--help` and the other commands need none of it.
     from rich.console import Console
 
-    from common.data.datasets import load_dataset
+    from common.data.datasets import configured_dataset
     from simulations.display.progress import TrainingProgress
     from simulations.pretraining.run import check_out, pretrain, pretrain_config
     from simulations.settings.scenario import parse_overrides
@@ -49,8 +49,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     )
     check_out(options.out)
     device = torch_device(options.device)
-    data = config.data
-    dataset = load_dataset(data.dataset, data.root or None, data.image_size or None)
+    dataset = configured_dataset(config.data)
     with TrainingProgress(Console(), 1.0) as progress:
         title = f"{options.model} on {options.dataset}"
 

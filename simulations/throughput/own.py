@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
-from common.data.datasets import load_dataset
+from common.data.datasets import configured_dataset
 from common.messages import Stage
 from common.models import create_model
 from common.seeding import torch_generator
@@ -67,7 +67,7 @@ def run(num_devices: int, num_rounds: int, num_workers: int) -> Timing:
         ) as grid,
         Recorder(Path(folder) / "run", config) as recorder,
     ):
-        dataset = load_dataset(config.data.dataset)
+        dataset = configured_dataset(config.data)
         model = create_model(
             config.model.name,
             num_classes=dataset.train.num_classes,

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from common.config import Config
 from common.data.augmentation import normalize
-from common.data.datasets import load_dataset
+from common.data.datasets import configured_dataset
 from common.data.partition import configured_split
 from common.models import create_model
 from simulations.throughput.task import (
@@ -111,7 +111,7 @@ def run(num_devices: int, num_rounds: int, num_workers: int) -> Timing:
 def _partitions(num_devices: int) -> list[tuple[Tensor, Tensor]]:
     """Normalised images and labels of every client, loaded once per process."""
     config: Config = task_config(num_devices, 1)
-    dataset = load_dataset(config.data.dataset)
+    dataset = configured_dataset(config.data)
     images = normalize(dataset.train.images, dataset.mean, dataset.std)
     labels = dataset.train.labels
     split = configured_split(labels, config.data, config.run.seed)

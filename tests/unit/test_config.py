@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from common.config import (
-    DATASETS,
     DEFAULT_KEYS,
     MODELS,
     NEVER,
@@ -249,7 +248,6 @@ class TestSections:
 
 
 def test_names_are_those_of_the_modules_that_use_them() -> None:
-    from common.data.datasets import NAMES
     from common.data.partition import SCHEMES
     from common.models import MODEL_NAMES
     from common.payloads.updates import DOWNLINK_FORMATS, UPDATE_FORMATS
@@ -258,7 +256,6 @@ def test_names_are_those_of_the_modules_that_use_them() -> None:
         (field,) = [f for f in dataclasses.fields(section_type) if f.name == name]  # type: ignore[arg-type]
         return field.metadata["choices"]
 
-    assert DATASETS == NAMES
     assert MODELS == MODEL_NAMES
     assert PARTITIONS == SCHEMES
     assert choices(FederationConfig, "update_format") == UPDATE_FORMATS

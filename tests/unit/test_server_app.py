@@ -446,7 +446,9 @@ def test_a_run_does_not_go_on_with_other_images(
     with pytest.raises(KeyboardInterrupt):
         run(run_folder, config_with(), killed)
     digits = load_dataset("digits")
-    monkeypatch.setattr("server.app.load_dataset", lambda *_: replace(digits, train=digits.test))
+    monkeypatch.setattr(
+        "server.app.configured_dataset", lambda *_: replace(digits, train=digits.test)
+    )
     with pytest.raises(UserError, match=r"the data set is not the one that the run in .* began"):
         run(run_folder, config_with({"run.resume": str(run_folder)}))
 
