@@ -7,10 +7,9 @@ that no scheme depends on the order in which they are stored.
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +19,10 @@ from common.config import DataConfig
 from common.data.stratify import stratified_mask
 from common.errors import UserError
 from common.extras import import_extra
-from common.settings import kebab
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-SCHEMES = ("iid", "dirichlet", "pathological", "shard", "quantity")
 PATHOLOGICAL_TRIES = 3
 
 _HINTS = {
@@ -39,18 +36,8 @@ _HINTS = {
 _logger = logging.getLogger(__name__)
 
 
-def partition_labels(
-    labels: Tensor,
-    num_devices: int,
-    scheme: str,
-    *,
-    alpha: float = 0.5,
-    classes_per_device: int = 2,
-    shards_per_device: int = 2,
-    min_samples: int = 10,
-    seed: int = 0,
-) -> list[Tensor]:
-    """Split samples over devices; the same arguments give the same split.
+def configured_split(labels: Tensor, data: DataConfig, seed: int) -> list[Tensor]:
+    """Split samples over the devices of a run; the same arguments give the same split.
 
     Schemes:
         iid: equal sizes, at random.
@@ -65,86 +52,42 @@ def partition_labels(
         quantity: sizes drawn from Dirichlet(alpha), labels at random.
 
     Args:
-        labels: int64 [n].
-        num_devices: number of parts.
-        scheme: one of `SCHEMES`.
-        alpha: concentration of "dirichlet" and "quantity"; smaller is more skewed.
-        classes_per_device: of "pathological".
-        shards_per_device: of "shard".
-        min_samples: fewest samples that a device may hold.
-        seed: of the split.
+        labels: of the training images, int64 [n].
+        data: settings of the split.
+        seed: of the run.
 
     Returns:
         For each device the indices of its samples, int64, sorted, disjoint; together all n but
         for what a scheme leaves out (a warning is logged then).
 
     Raises:
-        UserError: a setting is not allowed, or the scheme cannot give every device
+        UserError: the samples are too few for the settings, or the scheme cannot give every device
             ``min_samples``; or flwr-datasets is not installed.
     """
-    num_samples = len(labels)
-    _check(
-        scheme,
-        num_samples,
-        int(labels.unique().numel()),
-        num_devices=num_devices,
-        alpha=alpha,
-        classes_per_device=classes_per_device,
-        shards_per_device=shards_per_device,
-        min_samples=min_samples,
-    )
+    num_samples, num_devices = len(labels), data.num_devices
+    _check(data, num_samples, int(labels.unique().numel()))
     generator = np.random.default_rng(seed)
     order = generator.permutation(num_samples)
     shuffled = labels.numpy()[order]
     smallest, reason = 0, ""
-    for partitioner in _partitioners(
-        scheme,
-        generator,
-        num_samples=num_samples,
-        num_devices=num_devices,
-        alpha=float(alpha),
-        classes_per_device=classes_per_device,
-        shards_per_device=shards_per_device,
-        min_samples=min_samples,
-    ):
+    for partitioner in _partitioners(data, generator, num_samples):
         try:
             positions = _split(partitioner, shuffled, num_devices)
         except ValueError as error:  # how flwr-datasets says that it found no such split
             reason = f" ({str(error).split('. ')[0]})"
             continue
         smallest = min(len(part) for part in positions)
-        if smallest >= min_samples:
+        if smallest >= data.min_samples:
             num_used = sum(len(part) for part in positions)
             if num_used < num_samples:
-                _logger.warning("partition %s uses %d of %d samples", scheme, num_used, num_samples)
+                _logger.warning(
+                    "partition %s uses %d of %d samples", data.partition, num_used, num_samples
+                )
             return [torch.from_numpy(np.sort(order[part])) for part in positions]
         reason = f" (the smallest device has {smallest})"
     raise UserError(
-        f"data.partition = {scheme!r} cannot give each of {num_devices} devices {min_samples} of "
-        f"the {num_samples} samples{reason}: {_HINTS[scheme]}"
-    )
-
-
-def configured_split(labels: Tensor, data: DataConfig, seed: int) -> list[Tensor]:
-    """The run's split of a data set: `partition_labels` with the settings of ``data``.
-
-    Args:
-        labels: of the training images, int64 [n].
-        data: settings of the split.
-        seed: of the run.
-
-    Raises:
-        UserError: see `partition_labels`.
-    """
-    return partition_labels(
-        labels,
-        data.num_devices,
-        data.partition,
-        alpha=data.alpha,
-        classes_per_device=data.classes_per_device,
-        shards_per_device=data.shards_per_device,
-        min_samples=data.min_samples,
-        seed=seed,
+        f"data.partition = {data.partition!r} cannot give each of {num_devices} devices "
+        f"{data.min_samples} of the {num_samples} samples{reason}: {_HINTS[data.partition]}"
     )
 
 
@@ -172,41 +115,26 @@ def split_holdout(
     return indices[~held_out], indices[held_out]
 
 
-def _check(scheme: str, num_samples: int, num_classes: int, **settings: Any) -> None:
-    if scheme not in SCHEMES:
-        raise UserError(f"data.partition = {scheme!r} is unknown, allowed: {', '.join(SCHEMES)}")
-    for key in ("num_devices", "classes_per_device", "shards_per_device", "min_samples"):
-        if settings[key] < 1:
-            raise UserError(f"data.{kebab(key)} = {settings[key]} is not allowed: at least 1")
-    alpha = settings["alpha"]
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise UserError(f"data.alpha = {alpha} is not allowed: above 0 and finite")
-    if scheme == "pathological" and settings["classes_per_device"] > num_classes:
+def _check(data: DataConfig, num_samples: int, num_classes: int) -> None:
+    if data.partition == "pathological" and data.classes_per_device > num_classes:
         raise UserError(
-            f"data.classes-per-device = {settings['classes_per_device']} is not allowed: at most "
-            f"the {num_classes} classes that there are"
+            f"data.classes-per-device = {data.classes_per_device} is not allowed: at most the "
+            f"{num_classes} classes that there are"
         )
-    num_devices, min_samples = settings["num_devices"], settings["min_samples"]
-    if scheme == "pathological":
-        min_samples = max(min_samples, settings["classes_per_device"])
-    if num_devices * min_samples > num_samples:
+    min_samples = data.min_samples
+    if data.partition == "pathological":
+        min_samples = max(min_samples, data.classes_per_device)
+    num_needed = data.num_devices * min_samples
+    if num_needed > num_samples:
         raise UserError(
-            f"data.num-devices = {num_devices} with {min_samples} samples each (data.min-samples, "
-            f"or one of each class) needs {num_devices * min_samples} samples, there are "
+            f"data.num-devices = {data.num_devices} with {min_samples} samples each "
+            f"(data.min-samples, or one of each class) needs {num_needed} samples, there are "
             f"{num_samples}"
         )
 
 
 def _partitioners(
-    scheme: str,
-    generator: np.random.Generator,
-    *,
-    num_samples: int,
-    num_devices: int,
-    alpha: float,
-    classes_per_device: int,
-    shards_per_device: int,
-    min_samples: int,
+    data: DataConfig, generator: np.random.Generator, num_samples: int
 ) -> Iterator[Partitioner]:
     """The partitioners to try, one after the other, until every device has enough samples."""
     library = import_extra("flwr_datasets.partitioner", needed_for="splitting data over devices")
@@ -214,50 +142,44 @@ def _partitioners(
     def draw_seed() -> int:
         return int(generator.integers(2**31))
 
-    if scheme == "iid":
-        yield library.IidPartitioner(num_devices)
-    elif scheme == "dirichlet":
+    if data.partition == "iid":
+        yield library.IidPartitioner(data.num_devices)
+    elif data.partition == "dirichlet":
         for self_balancing in (False, True):  # each draws up to eleven times
             yield library.DirichletPartitioner(
-                num_devices,
+                data.num_devices,
                 "label",
-                alpha,
-                min_partition_size=min_samples,
+                data.alpha,
+                min_partition_size=data.min_samples,
                 self_balancing=self_balancing,
                 shuffle=False,
                 seed=draw_seed(),
             )
-    elif scheme == "pathological":
+    elif data.partition == "pathological":
         for _ in range(PATHOLOGICAL_TRIES):
             yield library.PathologicalPartitioner(
-                num_devices,
+                data.num_devices,
                 "label",
-                classes_per_device,
+                data.classes_per_device,
                 class_assignment_mode="first-deterministic",
                 shuffle=False,
                 seed=draw_seed(),
             )
-    elif scheme == "shard":
+    elif data.partition == "shard":
         yield library.ShardPartitioner(
-            num_devices, "label", shards_per_device, shuffle=False, seed=draw_seed()
+            data.num_devices, "label", data.shards_per_device, shuffle=False, seed=draw_seed()
         )
     else:
-        sizes = _skewed_sizes(num_samples, num_devices, alpha, min_samples, generator)
-        yield library.SizePartitioner(sizes.tolist())
+        yield library.SizePartitioner(_skewed_sizes(data, num_samples, generator).tolist())
 
 
-def _skewed_sizes(
-    num_samples: int,
-    num_devices: int,
-    alpha: float,
-    min_samples: int,
-    generator: np.random.Generator,
-) -> np.ndarray:
+def _skewed_sizes(data: DataConfig, num_samples: int, generator: np.random.Generator) -> np.ndarray:
     """Sizes of at least ``min_samples`` with the rest shared out by Dirichlet(alpha)."""
-    shares = generator.dirichlet(np.full(num_devices, alpha))
-    bounds = np.rint(np.cumsum(shares) * (num_samples - num_devices * min_samples))
-    bounds[-1] = num_samples - num_devices * min_samples
-    return min_samples + np.diff(bounds, prepend=0).astype(np.int64)
+    num_shared = num_samples - data.num_devices * data.min_samples
+    shares = generator.dirichlet(np.full(data.num_devices, data.alpha))
+    bounds = np.rint(np.cumsum(shares) * num_shared)
+    bounds[-1] = num_shared
+    return data.min_samples + np.diff(bounds, prepend=0).astype(np.int64)
 
 
 def _split(partitioner: Partitioner, labels: np.ndarray, num_devices: int) -> list[np.ndarray]:

@@ -13,7 +13,6 @@ from common.config import (
     DEFAULT_KEYS,
     MODELS,
     NEVER,
-    PARTITIONS,
     SECTION_TYPES,
     Config,
     CoresetConfig,
@@ -248,7 +247,6 @@ class TestSections:
 
 
 def test_names_are_those_of_the_modules_that_use_them() -> None:
-    from common.data.partition import SCHEMES
     from common.models import MODEL_NAMES
     from common.payloads.updates import DOWNLINK_FORMATS, UPDATE_FORMATS
 
@@ -257,7 +255,6 @@ def test_names_are_those_of_the_modules_that_use_them() -> None:
         return field.metadata["choices"]
 
     assert MODELS == MODEL_NAMES
-    assert PARTITIONS == SCHEMES
     assert choices(FederationConfig, "update_format") == UPDATE_FORMATS
     assert choices(FederationConfig, "downlink_format") == DOWNLINK_FORMATS
 
