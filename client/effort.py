@@ -24,11 +24,6 @@ Effort = tuple[CoresetConfig, int]
 """Which coreset a device chooses, and how many epochs it trains on it in a round."""
 
 
-def is_paced(config: Config) -> bool:
-    """Whether devices look at their clocks: adaptive coresets or partial work."""
-    return config.coreset.adaptive or config.training.partial_work
-
-
 def round_effort(
     config: Config, device: Device, request: TrainRequest, records: RecordDict
 ) -> Effort:
@@ -38,7 +33,7 @@ def round_effort(
     """
     coreset, num_epochs = config.coreset, config.training.local_epochs
     pace = device.pace or Pace.from_figures(load_pace(records))
-    if pace is None or not is_paced(config):
+    if pace is None or not config.is_paced:
         return coreset, num_epochs
     num_samples = len(device.train)
     seconds = seconds_to_compute(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from client.batch_fit import fitting_part_size
 from client.batch_norm import renew_statistics
 from client.device import Device, float_model, quantized_model
-from client.effort import Effort, is_paced, measured_pace, round_effort
+from client.effort import Effort, measured_pace, round_effort
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
 from client.state import (
     State,
@@ -177,7 +177,7 @@ def quantized_round(
             {"round": request.round_index, "base-hash": request.model_hash},
         )
         save_residual(records, residual)
-        if is_paced(config) and device.pace is None:
+        if config.is_paced and device.pace is None:
             save_pace(records, measured_pace(outcome, load_pace(records)))
         coreset_size = len(outcome.coreset.indices)
         optional = {}

@@ -229,7 +229,7 @@ def _refuse_emulation(config: Config) -> None:
             f"fleet.over-selection = {fleet.over_selection:g}: expected 1 without fleet.name "
             f"(nothing would spare the devices that come last)"
         )
-    if fleet.deadline and not (config.coreset.adaptive or config.training.partial_work):
+    if fleet.deadline and not config.is_paced:
         raise UserError(
             f"fleet.deadline = {fleet.deadline:g}: expected 0 without fleet.name, unless devices "
             f"keep to it by coreset.adaptive or training.partial-work (a round waits for "

@@ -69,8 +69,7 @@ def _check_coreset(config: Config) -> None:
             f"{pool_factor(coreset):.2g} times the coreset, less than is chosen), or a "
             f"longer interval"
         )
-    is_corrected = training.correction != "none" and training.beta > 0
-    if training.teacher_views and (is_corrected or training.loss != "kd"):
+    if training.teacher_views and (config.is_corrected or training.loss != "kd"):
         raise UserError(
             f"training.teacher-views = {training.teacher_views}: expected 0 with "
             f"training.loss = {training.loss!r} and training.correction = "
@@ -82,7 +81,7 @@ def _check_coreset(config: Config) -> None:
             f"training.teacher-views = {training.teacher_views}: expected coreset.interval above 1 "
             f"(what is kept is kept as long as a coreset)"
         )
-    if coreset.selection == ONLINE and training.loss != "kd" and not is_corrected:
+    if coreset.selection == ONLINE and training.loss != "kd" and not config.is_corrected:
         raise UserError(
             f"coreset.selection = 'res-online': expected training.loss = 'kd' or a correction, not "
             f"training.loss = {training.loss!r} alone (its scores come from training beside a "
@@ -98,7 +97,7 @@ def _check_coreset(config: Config) -> None:
 def _check_correction(config: Config) -> None:
     """Whether the model has layers whose outputs can be corrected."""
     training, model = config.training, config.model.name
-    if training.correction == "none" or training.beta == 0:
+    if not config.is_corrected:
         return
     # Imported late: it needs torch, which settings without a correction do not.
     from common.models import has_feature_layers
@@ -137,8 +136,7 @@ def _check_pace(config: Config) -> None:
             f"coreset.adaptive-floor = {coreset.adaptive_floor}: expected at most "
             f"coreset.adaptive-cap = {coreset.adaptive_cap}"
         )
-    is_paced = coreset.adaptive or config.training.partial_work
-    if fleet.name and not fleet.deadline and is_paced:
+    if fleet.name and not fleet.deadline and config.is_paced:
         paced = "coreset.adaptive" if coreset.adaptive else "training.partial-work"
         raise UserError(f"{paced} = true: expected fleet.deadline above 0 with fleet.name")
 

@@ -57,6 +57,16 @@ class Config:
             )
         return mixed or (self.quantization.weight_bits,)
 
+    @property
+    def is_corrected(self) -> bool:
+        """Whether the loss of quantization-aware training compares features with the teacher's."""
+        return self.training.correction != "none" and self.training.beta > 0
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether devices look at their clocks: adaptive coresets or partial work."""
+        return self.coreset.adaptive or self.training.partial_work
+
     def at_bits(self, weight_bits: int) -> Config:
         """The same with another quantization.weight-bits."""
         quantization = dataclasses.replace(self.quantization, weight_bits=weight_bits)

@@ -103,7 +103,8 @@ def keeps_no_state(config: Config) -> bool:
     """Whether devices answer from their images and the global model alone."""
     federation = config.federation
     feeds_error = federation.update_format == "delta" and federation.error_feedback
-    is_paced = config.coreset.adaptive or config.training.partial_work
     # Views of the images are drawn for the epoch in which a device was first asked.
     keeps_views = config.training.teacher_views > 0
-    return config.coreset.selection == "full" and not (feeds_error or is_paced or keeps_views)
+    return config.coreset.selection == "full" and not (
+        feeds_error or config.is_paced or keeps_views
+    )

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from client.batch_fit import SMALLEST_PART, TrainingMemory
 from client.memory import MB
-from client.task import training_task
 from common.config import Config
 from common.errors import UserError
 from common.models import create_model
@@ -107,7 +106,7 @@ def plan_memory(
     training = TrainingMemory.of(
         prepare(module, config.quantization),
         image_shape,
-        corrected=training_task(config, first_epoch=0, num_epochs=1, total_epochs=1).is_corrected,
+        corrected=config.is_corrected,
     )
     batch_size = config.training.batch_size
     needed = used + int(training.fixed_bytes + SMALLEST_PART * training.bytes_per_image)

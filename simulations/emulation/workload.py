@@ -60,10 +60,7 @@ class Workload:
 
     def training_step(self) -> float:
         """Operations of a quantization-aware step on one image, the teacher's pass included."""
-        training = self.config.training
-        needs_teacher = training.loss == "kd" or (
-            training.correction != "none" and training.beta > 0
-        )
+        needs_teacher = self.config.training.loss == "kd" or self.config.is_corrected
         teacher = self.flops.float_forward if needs_teacher else 0.0
         return self.flops.quantized_training + teacher
 

@@ -82,7 +82,7 @@ class FleetPlan:
                 f"a plan is of rounds that devices begin together: expected another strategy.name "
                 f"than '{ASYNCHRONOUS}'"
             )
-        if config.coreset.adaptive or config.training.partial_work:
+        if config.is_paced:
             raise UserError(
                 "a plan does not foresee what devices make of coreset.adaptive and "
                 "training.partial-work: expected false"
