@@ -66,10 +66,8 @@ class WorkloadResult:
     """Counted operations (convolutions and matrix products) over seconds of training, 10^9/s."""
 
 
-def measure_workload(
-    workload: Workload, environment: dict[str, str] | None = None
-) -> WorkloadResult:
-    """Run ``workload`` in a new process, with variables added to its environment.
+def measure_workload(workload: Workload) -> WorkloadResult:
+    """Run ``workload`` in a new process.
 
     Raises:
         UserError: the process failed: killed for want of memory, as a rule.
@@ -81,7 +79,6 @@ def measure_workload(
                 **os.environ,
                 "OMP_NUM_THREADS": str(workload.threads),
                 "FEDQUARC_CACHE": cache,
-                **(environment or {}),
             },
             capture_output=True,
             text=True,

@@ -229,7 +229,7 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def load_state(model: nn.Module, state: Mapping[str, np.ndarray], strict: bool = True) -> None:
+def load_state(model: nn.Module, state: Mapping[str, np.ndarray]) -> None:
     """Copy `state` (as of `model_state`, any float dtype) into the model.
 
     Everything is checked first: a refused state leaves the model unchanged.
@@ -237,16 +237,12 @@ def load_state(model: nn.Module, state: Mapping[str, np.ndarray], strict: bool =
     Args:
         model: Changed in place; keeps its device, dtype and memory layout.
         state: name -> array; read-only arrays are fine; `num_batches_tracked` is ignored.
-        strict: False loads the names that both sides have; their shapes must agree all the same.
 
     Raises:
         UserError: Names the first entry that is missing, unexpected or of another shape.
     """
     tensors = state_tensors(model)
     given = {name: array for name, array in state.items() if not _is_counter(name)}
-    if not strict:
-        given = {name: array for name, array in given.items() if name in tensors}
-        tensors = {name: tensor for name, tensor in tensors.items() if name in given}
     mismatch = describe_mismatch(given, {name: tuple(t.shape) for name, t in tensors.items()})
     if mismatch is not None:
         raise UserError(f"the state does not fit the model: {mismatch}")

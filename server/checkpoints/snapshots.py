@@ -25,6 +25,7 @@ from common.atomic_file import replacing
 
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.safetensors"
+KEPT_SNAPSHOTS = 2
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -49,12 +50,10 @@ class SnapshotStore:
 
     Args:
         root: made with the first snapshot.
-        keep: how many snapshots are kept.
     """
 
-    def __init__(self, root: Path, *, keep: int = 2) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.keep = keep
         # (inode, size, time of change) -> digest of the files of the newest snapshot: its links
         # hold the inodes, so that none of them can stand for another content.
         self._known: dict[tuple[int, int, int], str] = {}
@@ -84,7 +83,7 @@ class SnapshotStore:
         os.rename(partial, folder)
         self._known = known
         _sync_folder(self.root)
-        for old in self._numbers()[: -self.keep]:
+        for old in self._numbers()[:-KEPT_SNAPSHOTS]:
             shutil.rmtree(self.root / f"{old:06d}", ignore_errors=True)
         return folder
 

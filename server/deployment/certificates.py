@@ -76,13 +76,12 @@ def server_certificate(
     names: list[x509.GeneralName],
     ca_key: ec.EllipticCurvePrivateKey,
     ca_certificate: x509.Certificate,
-    days: int = SERVER_DAYS,
 ) -> x509.Certificate:
     """A certificate of ``key`` for a TLS server with the names ``names``."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedquarc server")])
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     return (
-        _unsigned(key, subject, ca_certificate.subject, days)
+        _unsigned(key, subject, ca_certificate.subject, SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)

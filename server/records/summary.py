@@ -60,6 +60,7 @@ def summarise(config: Config, rounds: Sequence[Line], facts: RunFacts) -> dict[s
     trained = of_stage(rounds, Stage.QUANTIZED)
     evaluated = [line for line in trained if "accuracy" in line]
     best, last = max(evaluated, key=lambda line: line["accuracy"]), evaluated[-1]
+    on_devices = [line["device_accuracy"] for line in trained if "device_accuracy" in line]
     return {
         **_settings(config),
         "num_devices": facts.num_devices,
@@ -78,7 +79,7 @@ def summarise(config: Config, rounds: Sequence[Line], facts: RunFacts) -> dict[s
         "best_top5_accuracy": best["top5_accuracy"],
         "best_round": best["round"],
         **_bit_figures(config, facts.before, last, best),
-        "device_accuracy": _last_value(trained, "device_accuracy"),
+        "device_accuracy": on_devices[-1] if on_devices else None,
         "refused_replies": _refused(rounds),
         **_bytes(rounds, facts.query_traffic),
         **{name: value for name, value in last.items() if name.startswith("unfinished_")},
@@ -196,7 +197,3 @@ def _refused(rounds: Iterable[Line]) -> dict[str, int]:
         counts.update(line.get("statistics_refused", {}))
         counts.update(line.get("evaluation_refused", {}))
     return dict(sorted(counts.items()))
-
-
-def _last_value(rounds: Sequence[Line], name: str) -> Any:
-    return next((line[name] for line in reversed(rounds) if name in line), None)

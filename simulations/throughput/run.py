@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +51,6 @@ class Measurement:
     """Processor time of all processes, after the first round."""
     peak_bytes: int
     """Of all processes together."""
-    seconds: float
-    """From the first process's start to the last's end."""
 
 
 def compare(numbers: Sequence[int], num_workers: int, tell: Callable[[str], None]) -> None:
@@ -101,7 +98,6 @@ def measure(module: str, num_devices: int, num_rounds: int, num_workers: int) ->
     with tempfile.TemporaryDirectory(prefix="fedquarc-throughput-") as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
         numbers = map(str, (num_devices, num_rounds, num_workers))
-        started = time.perf_counter()
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-c", MAIN.format(module=module), *numbers, str(result)],
@@ -115,7 +111,6 @@ def measure(module: str, num_devices: int, num_rounds: int, num_workers: int) ->
             finally:
                 process.kill()
                 process.wait()
-        seconds = time.perf_counter() - started
         if process.returncode or not result.exists():
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise UserError(f"{module} failed with {num_devices} devices: {lines[-1]}")
@@ -129,7 +124,6 @@ def measure(module: str, num_devices: int, num_rounds: int, num_workers: int) ->
         fits_per_second=num_fits / _after_the_first(timing.ended),
         cpu_seconds_per_fit=_after_the_first(timing.cpu_seconds) / num_fits,
         peak_bytes=peak,
-        seconds=seconds,
     )
 
 
