@@ -111,26 +111,29 @@ def train_on_coresets(
         with select:
             if is_due(config, coreset, images.labels, epoch):
                 is_first = not has_scored(config, coreset)
-                now = selection_at(config, epoch)
-                coreset, num_candidates = _choose(
+                now, source = selection_at(config, epoch), selection_generator(epoch)
+                pool = draw_pool(now, images.labels, source)
+                needs_teacher = needs_teacher_outputs(now.selection)
+                coreset = choose_coreset(
                     now,
                     images,
                     dataset,
-                    student,
-                    teacher_outputs,
-                    epoch,
-                    task.total_epochs,
-                    selection_generator(epoch),
-                    coreset,
-                    task.scoring_batch,
-                    task.precision,
+                    student=student,
+                    teacher_outputs=teacher_outputs(pool) if needs_teacher else None,
+                    epoch=epoch,
+                    num_epochs=task.total_epochs,
+                    generator=source,
+                    candidates=pool,
+                    previous=coreset,
+                    batch_size=task.scoring_batch,
+                    precision=task.precision,
                 )
+                num_candidates = len(images) if pool is None else len(pool)
                 num_selections += 1
                 if now.selection not in STUDENT_FREE:
                     num_scored += num_candidates
                 # On all images the teacher's outputs are computed once and kept.
-                is_pool = num_candidates < len(images)
-                if needs_teacher_outputs(now.selection) and (is_first or is_pool):
+                if needs_teacher and (is_first or pool is not None):
                     num_teacher_scored += num_candidates
                 if views is not None:
                     views.forget()
@@ -180,39 +183,6 @@ def train_on_coresets(
         select_cpu_seconds=select.cpu_seconds,
         train_cpu_seconds=training.cpu_seconds,
     )
-
-
-def _choose(
-    config: CoresetConfig,
-    images: ImageSet,
-    dataset: Dataset,
-    student: nn.Module,
-    teacher_outputs: TeacherOutputs,
-    epoch: int,
-    num_epochs: int,
-    generator: torch.Generator,
-    previous: Coreset | None,
-    batch_size: int,
-    precision: str,
-) -> tuple[Coreset, int]:
-    """A new coreset and the number of images that it was chosen from."""
-    candidates = draw_pool(config, images.labels, generator)
-    outputs = teacher_outputs(candidates) if needs_teacher_outputs(config.selection) else None
-    coreset = choose_coreset(
-        config,
-        images,
-        dataset,
-        student=student,
-        teacher_outputs=outputs,
-        epoch=epoch,
-        num_epochs=num_epochs,
-        generator=generator,
-        candidates=candidates,
-        previous=previous,
-        batch_size=batch_size,
-        precision=precision,
-    )
-    return coreset, len(images) if candidates is None else len(candidates)
 
 
 def _weights_by_image(coreset: Coreset, num_images: int) -> Tensor | None:
