@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from common.errors import UserError
 from server.records.summary import versions
 from simulations.bench.rows import Figure, Row
 from simulations.bench.sizes import SEED
+from simulations.display.text_table import TextTable
 
 JSON_FILE = "bench.json"
 MARKDOWN_FILE = "bench.md"
@@ -74,8 +75,9 @@ class Report:
             EXPLANATION,
         ]
         for group, rows in groupby(self.rows, key=lambda row: row.group):
-            lines += ["", f"## {group}", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
-            lines += [_line(_cells(row)) for row in rows]
+            cells = [_cells(row) for row in rows]
+            table = TextTable(title=group, header=[*COLUMNS], rows=cells)
+            lines += ["", f"## {group}", "", table.to_markdown()]
         return "\n".join([*lines, ""])
 
     def write(self, folder: Path) -> None:
@@ -145,7 +147,3 @@ def _cells(row: Row) -> list[str]:
 
 def _format(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

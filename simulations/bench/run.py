@@ -8,12 +8,13 @@ from itertools import chain
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from simulations.bench import data, deltas, eden, memory, optimisations, packing, selection, steps
 from simulations.bench.report import Report
 from simulations.bench.rows import Benchmark, Row
 from simulations.bench.sizes import Sizes
+from simulations.display.terminal import live_progress
 
 THREADS = 1
 """A device's default, and that of a simulation's worker: what is slow on one core is seen best."""
@@ -34,7 +35,13 @@ def run_benchmarks(sizes: Sizes, command: str, console: Console) -> Report:
     rows: list[Row] = []
     benchmarks = all_benchmarks(sizes)
     try:
-        with _progress(console) as progress:
+        with live_progress(
+            console,
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        ) as progress:
             task = progress.add_task("", total=len(benchmarks))
             for benchmark in benchmarks:
                 progress.update(task, description=benchmark.title)
@@ -52,16 +59,4 @@ def run_benchmarks(sizes: Sizes, command: str, console: Console) -> Report:
         load=load,
         seconds=time.monotonic() - started,
         rows=rows,
-    )
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
     )
