@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from flwr.app import Message, MessageType
-
-from common.messages import Reply, Stage, message_bytes
+from common.messages import Reply, Stage, record_bytes
 from common.payloads.updates import encode_float
 from server.exchange.courier import Exchange, Traffic
 from server.exchange.registry import RegisteredDevice
@@ -157,5 +155,4 @@ def describe_refusals(refused: Sequence[Refusal], most: int = 3) -> str:
 def float32_reply_bytes(reply: Reply, state: State) -> int:
     """Size of the serialized message of this reply, did it carry ``state`` as float32."""
     update = encode_float(state, "float32", {"round": reply.round_index})
-    record = Reply(**{**vars(reply), "update": update}).to_record()
-    return message_bytes(Message(record, dst_node_id=0, message_type=MessageType.TRAIN))
+    return record_bytes(replace(reply, update=update).to_record())

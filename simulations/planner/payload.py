@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def measure_messages(config: Config) -> MessageSizes:
         teacher_hash=content_hash(teacher),
         weight_bits=config.quantization.weight_bits if config.federation.mixed_bits else 0,
     )
-    first = TrainRequest(**{**vars(request), "teacher": encode_float(teacher, "float32", {})})
+    first = replace(request, teacher=encode_float(teacher, "float32", {}))
     return MessageSizes(
         request_bytes=record_bytes(request.to_record()),
         first_request_bytes=record_bytes(first.to_record()),
