@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from client.coreset import STUDENT_FREE
 from client.selection import needs_teacher_outputs
 from common.config import FLOAT_BITS, Config, CoresetConfig, pool_factor, selection_interval
+from common.devices import BITS_PER_BYTE, BITS_PER_MBIT
 from common.errors import UserError
+from common.settings import kebab
 
 MARGIN = 0.05
 """Part of the deadline that is left unused: transfers and speeds are estimates."""
 
 UPDATE_OVERHEAD = 1.25
 """An update's bytes over those of its packed values alone: steps, statistics, names."""
-
-BITS_PER_BYTE = 8
-BITS_PER_MBIT = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +48,13 @@ class Pace:
         for name, value in vars(self).items():
             at_least = "> 0" if name == "seconds_per_sample" else ">= 0"
             if not (value > 0 if name == "seconds_per_sample" else value >= 0):
-                key = name.replace("_", "-")
+                key = kebab(name)
                 raise UserError(f"node config {key} = {value}: expected a number, {at_least}")
 
     @classmethod
     def from_figures(cls, figures: Mapping[str, object]) -> Pace | None:
         """The pace under its names as keys (``seconds-per-sample``); None where it is not there."""
-        values = {name: figures.get(name.replace("_", "-")) for name in cls.__dataclass_fields__}
+        values = {name: figures.get(kebab(name)) for name in cls.__dataclass_fields__}
         numbers = {
             name: float(value) for name, value in values.items() if isinstance(value, int | float)
         }

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from common.data.input_spec import InputSpec
+from common.settings import kebab
 
 REQUEST = "request"
 REPLY = "reply"
@@ -71,7 +72,7 @@ class QueryRequest:
 
     def to_record(self) -> RecordDict:
         """The request as Flower records."""
-        fields = {name.replace("_", "-"): value for name, value in vars(self.inputs).items()}
+        fields = {kebab(name): value for name, value in vars(self.inputs).items()}
         lists = {key: list(value) for key, value in fields.items() if isinstance(value, tuple)}
         return _pack(REQUEST, {**fields, **lists}, {})
 
