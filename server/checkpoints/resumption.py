@@ -23,7 +23,7 @@ from common.events import log_event
 from common.messages import Stage
 from server.checkpoints.device_states import CHECKPOINT_FOLDER, DEVICE_FOLDER, DEVICE_SUFFIX
 from server.checkpoints.snapshots import Snapshot, SnapshotError, SnapshotStore, restore_link
-from server.checkpoints.stage_start import Progress, StageStart
+from server.checkpoints.stage_start import Progress, StageStart, arrays_under
 from server.checkpoints.strategy_state import restore_strategy, strategy_state
 from server.exchange.courier import Traffic
 from server.model.aggregation import State
@@ -179,12 +179,7 @@ class Checkpoints:
         if self._resumed is None or self.earlier["stage"] != stage.value:
             return StageStart(state=state)
         arrays = self._resumed.arrays
-        kept = {
-            name.removeprefix(_STRATEGY): values
-            for name, values in arrays.items()
-            if name.startswith(_STRATEGY)
-        }
-        restore_strategy(strategy, self.earlier["strategy"], kept)
+        restore_strategy(strategy, self.earlier["strategy"], arrays_under(_STRATEGY, arrays))
         return StageStart(
             # In the model's order, which payloads and their hashes depend on.
             state={name: arrays[_STATE + name] for name in state},
@@ -199,11 +194,7 @@ class Checkpoints:
             return None
         return Progress(
             facts=self.earlier["progress"],
-            arrays={
-                name.removeprefix(_PROGRESS): values
-                for name, values in self._resumed.arrays.items()
-                if name.startswith(_PROGRESS)
-            },
+            arrays=arrays_under(_PROGRESS, self._resumed.arrays),
         )
 
     def save(

@@ -11,6 +11,15 @@ from numpy.typing import NDArray
 from server.model.aggregation import State
 
 
+def arrays_under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays whose names begin with ``prefix``, without it."""
+    return {
+        name.removeprefix(prefix): values
+        for name, values in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """What a stage without common rounds adds to a checkpoint."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from server.checkpoints.stage_start import Progress
+from server.checkpoints.stage_start import Progress, arrays_under
 from server.exchange.registry import DeviceRegistry, RegisteredDevice
 from server.model.aggregation import State
 from server.rounds.crew import Crew, Task, Version, publish
@@ -105,14 +105,9 @@ def from_progress(
                     repetition=fact["repetition"],
                 )
             )
-    sums = {
-        name.removeprefix(_BUFFER): values
-        for name, values in arrays.items()
-        if name.startswith(_BUFFER)
-    }
     return Continuation(
         num_steps=facts["num_steps"],
-        buffer=UpdateBuffer.restored(facts["buffer"], sums),
+        buffer=UpdateBuffer.restored(facts["buffer"], arrays_under(_BUFFER, arrays)),
         version=versions[facts["version"]],
         num_draws=facts["num_draws"],
         tasks=tasks,
