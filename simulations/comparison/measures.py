@@ -17,22 +17,25 @@ from simulations.comparison.records import RunRecord
 from simulations.results.spread import Spread
 
 
-def _from_summary(name: str) -> Callable[[RunRecord], float | None]:
-    return lambda run: run.summary.get(name)
+def _figure(name: str, header: str, summary_key: str, show: Callable[[Spread], str]) -> Measure:
+    """What summary.json holds under a key."""
+    return Measure(
+        name=name, header=header, value=lambda run: run.summary.get(summary_key), show=show
+    )
 
 
 def _upload_per_round(run: RunRecord) -> float | None:
-    return _ratio(run, "upload_bytes", "num_rounds")
+    return _upload_over(run, "num_rounds")
 
 
 def _upload_share(run: RunRecord) -> float | None:
-    share = _ratio(run, "upload_bytes", "float32_upload_bytes")
+    share = _upload_over(run, "float32_upload_bytes")
     return None if share is None else 100 * share
 
 
-def _ratio(run: RunRecord, above: str, below: str) -> float | None:
-    numerator, denominator = run.summary.get(above), run.summary.get(below)
-    return numerator / denominator if numerator is not None and denominator else None
+def _upload_over(run: RunRecord, summary_key: str) -> float | None:
+    upload, divisor = run.summary.get("upload_bytes"), run.summary.get(summary_key)
+    return upload / divisor if upload is not None and divisor else None
 
 
 def device_seconds(run: RunRecord) -> float | None:
@@ -111,31 +114,13 @@ def _show_bytes(spread: Spread) -> str:
     return format_bytes(spread.mean)
 
 
-ACCURACY = Measure(
-    name="accuracy_percent",
-    header="Top-1, %",
-    value=_from_summary("final_accuracy"),
-    show=_show_percent,
-)
+ACCURACY = _figure("accuracy_percent", "Top-1, %", "final_accuracy", _show_percent)
 MEASURES = (
     ACCURACY,
-    Measure(
-        name="best_accuracy_percent",
-        header="best round, %",
-        value=_from_summary("best_accuracy"),
-        show=_show_percent,
-    ),
-    Measure(
-        name="float_accuracy_percent",
-        header="float, %",
-        value=_from_summary("float_accuracy"),
-        show=_show_mean_percent,
-    ),
-    Measure(
-        name="accuracy_before_percent",
-        header="before, %",
-        value=_from_summary("quantized_accuracy_before"),
-        show=_show_mean_percent,
+    _figure("best_accuracy_percent", "best round, %", "best_accuracy", _show_percent),
+    _figure("float_accuracy_percent", "float, %", "float_accuracy", _show_mean_percent),
+    _figure(
+        "accuracy_before_percent", "before, %", "quantized_accuracy_before", _show_mean_percent
     ),
     Measure(
         name="upload_bytes_per_round",
@@ -149,31 +134,11 @@ MEASURES = (
         value=_upload_share,
         show=_show_share,
     ),
-    Measure(
-        name="select_seconds",
-        header="selection, s",
-        value=_from_summary("select_seconds"),
-        show=_show_seconds,
-    ),
-    Measure(
-        name="train_seconds",
-        header="training, s",
-        value=_from_summary("train_seconds"),
-        show=_show_seconds,
-    ),
-    Measure(
-        name="wall_seconds",
-        header="wall, s",
-        value=_from_summary("wall_seconds"),
-        show=_show_seconds,
-    ),
-    Measure(
-        name="virtual_seconds",
-        header="virtual, s",
-        value=_from_summary("virtual_seconds"),
-        show=_show_seconds,
-    ),
-    Measure(name="joules", header="energy", value=_from_summary("joules"), show=_show_joules),
+    _figure("select_seconds", "selection, s", "select_seconds", _show_seconds),
+    _figure("train_seconds", "training, s", "train_seconds", _show_seconds),
+    _figure("wall_seconds", "wall, s", "wall_seconds", _show_seconds),
+    _figure("virtual_seconds", "virtual, s", "virtual_seconds", _show_seconds),
+    _figure("joules", "energy", "joules", _show_joules),
     Measure(
         name="replies_used_percent",
         header="replies used",

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from common.extras import import_extra
@@ -41,10 +42,7 @@ def draw_all(comparison: Comparison) -> list[tuple[str, str]]:
     for axis in AXES:
         curves = [curve(group, axis) for group in comparison.groups]
         if any(found is not None and len(found.x) > 1 for found in curves):
-
-            def draw(axes: Any, shown: Comparison, axis: Axis = axis, curves: Any = curves) -> None:
-                _draw_curves(axes, shown, axis, curves)
-
+            draw = partial(_draw_curves, axis=axis, curves=curves)
             pictures.append((axis.title, _svg(comparison, draw, axis.name)))
     if any(device_seconds(run) for run in comparison.runs):
         pictures.append(("Accuracy by device time", _svg(comparison, _draw_cost, "cost")))

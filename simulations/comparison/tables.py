@@ -154,8 +154,8 @@ def to_markdown(comparison: Comparison, origin: Origin) -> str:
         figures_table(comparison, origin),
         differences_table(comparison),
         runs_table(comparison, origin),
+        shared_table(comparison),
     ]
-    tables.append(shared_table(comparison))
     parts = [f"# {origin.title}", headline(comparison)]
     for table in tables:
         if table is not None and table.rows:
