@@ -46,14 +46,12 @@ def from_chunks(chunks: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> S
 
 def pack_model(state: State, downlink_format: str) -> tuple[bytes, State]:
     """The model's payload in the downlink format, and the state that it decodes to."""
+    if downlink_format == "float32":
+        return encode_float(state, "float32", {}), state
     if downlink_format == "int8":
         payload = encode_int8(state, {})
-    elif downlink_format == "float16":
-        payload = encode_float(_with_half_steps(state), downlink_format, {})
     else:
-        payload = encode_float(state, downlink_format, {})
-    if downlink_format == "float32":
-        return payload, state
+        payload = encode_float(_with_half_steps(state), "float16", {})
     return payload, decode_state(payload)
 
 
