@@ -10,23 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import at_least
+from common.arguments import at_least, run_command
 from common.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        code: int = options.command(options)
-    # Python 3.11 raises where a path lies in a folder that may not be looked into.
-    except (UserError, PermissionError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    return code
+    return run_command(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

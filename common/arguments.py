@@ -1,13 +1,27 @@
-"""Arguments that several sub-commands take, in one form."""
+"""Arguments that several sub-commands take, in one form, and what ends a command."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 
 from common.config import DEFAULT_KEYS
 from common.errors import UserError
 from common.settings import refuse_unknown
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the sub-command that was asked for; returns the exit code, 0 where it gives none."""
+    try:
+        return int(options.command(options) or 0)
+    # Python 3.11 raises where a path lies in a folder that may not be looked into.
+    except (UserError, PermissionError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
 
 
 def add_settings_argument(parser: argparse.ArgumentParser, help_text: str) -> None:

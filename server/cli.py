@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import add_settings_argument
+from common.arguments import add_settings_argument, run_command
 from common.errors import UserError
 from server.deployment.control import ControlClient
 from server.deployment.enrolment import register_devices, revoke_device, rotate_device
@@ -29,16 +29,7 @@ from server.deployment.watch import add_watch_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.command(options) or 0)
-    # Python 3.11 raises where a path lies in a folder that may not be looked into.
-    except (UserError, PermissionError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:  # a run that is followed goes on
-        sys.stderr.write("interrupted\n")
-        return 130
+    return run_command(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
