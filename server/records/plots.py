@@ -92,7 +92,11 @@ def _plot_loss(axes: Any, lines: Sequence[Mapping[str, Any]], summary: Mapping[s
 def _plot_bytes(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     for name, label, style in (
         ("download_bytes", "down", {"color": GLOBAL, "marker": "."}),
-        ("float32_upload_bytes", "up, were it float32", {"color": REFERENCE, "linestyle": "--"}),
+        (
+            "float32_upload_bytes",
+            "up, were it float32",
+            {"color": REFERENCE, "linestyle": "--", "marker": "."},
+        ),
         ("upload_bytes", "up", {"color": DEVICES, "marker": "."}),
     ):
         numbers, values = _series(lines, name)
