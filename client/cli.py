@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import at_least, run_command
+from common.arguments import at_least, folder_path, run_command
 from common.errors import UserError
 
 
@@ -115,7 +115,7 @@ def _add_place(parser: argparse.ArgumentParser, *, required: bool) -> None:
         default="",
         help="where the server is",
     )
-    parser.add_argument("--data", metavar="DIR", type=Path, help="folder CLASS/*.jpg")
+    parser.add_argument("--data", metavar="DIR", type=folder_path, help="folder CLASS/*.jpg")
     parser.add_argument(
         "--key", metavar="FILE", type=Path, required=required, help="this device's private key"
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from common.config import DEFAULT_KEYS
 from common.errors import UserError
@@ -19,9 +22,24 @@ def run_command(options: argparse.Namespace) -> int:
     except (UserError, PermissionError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except BrokenPipeError:
+        if not output_is_closed():
+            raise
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+
+
+def output_is_closed() -> bool:
+    """Whether nobody reads what is printed any more, as after ``| head``; then nothing more is."""
+    poller = select.poll()
+    poller.register(sys.stdout, select.POLLERR)
+    if not poller.poll(0):
+        return False
+    # Or the interpreter would complain when it ends, of what it could not write.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def add_settings_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
@@ -66,6 +84,13 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return whole_number
+
+
+def folder_path(text: str) -> Path:
+    """The type of an argument that is a folder; an empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, not ''")
+    return Path(text)
 
 
 def percentage(text: str) -> float:

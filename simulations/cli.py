@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.arguments import add_settings_argument
+from common.arguments import add_settings_argument, output_is_closed
 from common.errors import UserError
 from common.settings import Scalar
 from server.records.recorder import CONFIG_FILE
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted", code=130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            return 1
         if options.debug:
             raise
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", code=1)
