@@ -34,7 +34,8 @@ def flat_views(shapes: Shapes) -> tuple[NDArray[np.float32], dict[str, NDArray[n
     views, start = {}, 0
     for (name, shape), size in zip(shapes.items(), sizes, strict=True):
         stop = start + size
-        views[name] = flat[start:stop].reshape(shape)
+        view = flat[start:stop]
+        views[name] = view if shape == (size,) else view.reshape(shape)  # most are vectors
         start = stop
     return flat, views
 
