@@ -14,20 +14,30 @@ from common.errors import UserError
 from common.settings import refuse_unknown
 
 
-def run_command(options: argparse.Namespace) -> int:
-    """Run the sub-command that was asked for; returns the exit code, 0 where it gives none."""
+def write_error(line: str) -> None:
+    """Write a line to the standard error output."""
+    sys.stderr.write(f"{line}\n")
+
+
+def run_command(options: argparse.Namespace, say: Callable[[str], None] = write_error) -> int:
+    """Run the sub-command that was asked for; returns the exit code, 0 where it gives none.
+
+    Args:
+        options: with the sub-command as ``command``.
+        say: shows the line that says why a command ended early.
+    """
     try:
         return int(options.command(options) or 0)
     # Python 3.11 raises where a path lies in a folder that may not be looked into.
     except (UserError, PermissionError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        say(f"error: {error}")
         return 2
     except BrokenPipeError:
         if not output_is_closed():
             raise
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+    except KeyboardInterrupt as error:
+        say(str(error) or "interrupted")
         return 130
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.arguments import add_settings_argument, output_is_closed
+from common.arguments import add_settings_argument, run_command
 from common.errors import UserError
 from common.settings import Scalar
 from server.records.recorder import CONFIG_FILE
@@ -39,18 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     try:
-        return int(options.command(options))
-    # Python 3.11 raises where a path lies in a folder that may not be looked into.
-    except (UserError, PermissionError) as error:
-        return _fail(str(error), code=2)
-    except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted", code=130)
+        return run_command(options, _say)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and output_is_closed():
-            return 1
         if options.debug:
             raise
-        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", code=1)
+        _say(f"error: {type(error).__name__}: {error} (--debug shows where)")
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,7 +177,5 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _fail(message: str, *, code: int) -> int:
-    line = f"error: {message}" if code != 130 else message
+def _say(line: str) -> None:
     print_line(Console(stderr=True), line, style="red")
-    return code
