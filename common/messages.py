@@ -84,14 +84,8 @@ class QueryRequest:
             ValueError: if a field is missing or impossible.
         """
         fields, _ = _unpack(record, REQUEST)
-        values = {
-            key.replace("-", "_"): tuple(value) if isinstance(value, list) else value
-            for key, value in fields.items()
-        }
-        try:
-            return cls(inputs=InputSpec(**values))  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ValueError(f"malformed query: {error}") from error
+        inputs = {key.replace("-", "_"): value for key, value in fields.items()}
+        return cls(inputs=InputSpec.from_fields(inputs))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,9 @@ The server, which holds the test images, decides; devices with images of their o
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from common.data.datasets import Dataset
 
@@ -56,6 +58,11 @@ class InputSpec:
         if min(self.std) <= 0:
             raise ValueError(f"std = {self.std}: expected numbers above 0")
 
+    @property
+    def square_side(self) -> int | None:
+        """Side in pixels that any image can be resized to; None: another shape would distort it."""
+        return self.height if self.height == self.width else None
+
     @classmethod
     def of(cls, dataset: Dataset) -> InputSpec:
         """The inputs that ``dataset`` gives."""
@@ -71,3 +78,16 @@ class InputSpec:
             crop_padding=dataset.crop_padding,
             flip=dataset.flip,
         )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> InputSpec:
+        """The inputs of these fields, lists in place of tuples, as they were sent or stored.
+
+        Raises:
+            ValueError: a field is missing, unknown or impossible.
+        """
+        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        try:
+            return cls(**{**fields, **lists})
+        except TypeError as error:
+            raise ValueError(f"malformed inputs: {error}") from error

@@ -1,18 +1,22 @@
 """The low-bit model as one file: integer codes and steps, the rest as float32.
 
 The file is a payload of `common.payloads.updates` (format "codes", checksummed) whose metadata say
-which architecture and quantization settings it belongs to: `load_packed_model` needs nothing else.
+which architecture and quantization settings it belongs to, and which images it takes:
+`load_packed_model` needs nothing else.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import nn
 
 from common.atomic_file import replacing
 from common.config import QuantizationConfig
+from common.data.input_spec import InputSpec
 from common.errors import UserError
 from common.models import create_model, load_state, model_state
 from common.payloads import wire
@@ -24,14 +28,22 @@ SUFFIX = ".fqrc"
 _SECTION = "quantization"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedModel:
+    """What a packed file holds."""
+
+    network: nn.Module
+    """In eval mode; normalised images [n, channels, height, width] to logits [n, classes]."""
+    inputs: InputSpec
+    """The images that it takes, and the classes of its logits."""
+
+
 def save_packed_model(
     path: str | os.PathLike[str],
     prepared: nn.Module,
     *,
     model_name: str,
-    dataset_name: str,
-    num_classes: int,
-    in_channels: int,
+    inputs: InputSpec,
     quantization: QuantizationConfig,
 ) -> int:
     """Write a prepared model's codes atomically; returns the file's bytes.
@@ -40,9 +52,7 @@ def save_packed_model(
         path: ends in ``.fqrc``; its folder exists.
         prepared: what `common.qat.prepare` made with ``quantization``.
         model_name: one of `common.models.MODEL_NAMES`.
-        dataset_name: what it was trained on, for information.
-        num_classes: width of its logits.
-        in_channels: channels of its images.
+        inputs: the images that it was trained on.
         quantization: its settings.
 
     Raises:
@@ -53,9 +63,7 @@ def save_packed_model(
         raise ValueError(f"path must end in {SUFFIX}, not {path.name!r}")
     metadata: dict[str, str | int | float] = {
         "model": model_name,
-        "dataset": dataset_name,
-        "num-classes": num_classes,
-        "in-channels": in_channels,
+        "inputs": json.dumps(asdict(inputs)),
         **flatten(quantization, _SECTION),
     }
     payload = encode_codes(model_state(prepared), quantized_weights(prepared), metadata)
@@ -64,8 +72,8 @@ def save_packed_model(
     return len(payload)
 
 
-def load_packed_model(path: str | os.PathLike[str]) -> nn.Module:
-    """The model of a packed file, in eval mode: bit for bit the logits of the prepared model.
+def load_packed_model(path: str | os.PathLike[str]) -> PackedModel:
+    """The model of a packed file: bit for bit the logits of the prepared model.
 
     Weights are codes times steps; quantizing them again gives the same codes, so the prepared
     architecture serves as it is.
@@ -82,13 +90,16 @@ def load_packed_model(path: str | os.PathLike[str]) -> nn.Module:
         raise UserError(f"packed model {path} is damaged: {error}") from error
     settings: dict[str, Scalar] = dict(metadata)
     try:
+        inputs = InputSpec.from_fields(json.loads(str(metadata["inputs"])))
         architecture = create_model(
             str(metadata["model"]),
-            num_classes=int(metadata["num-classes"]),
-            in_channels=int(metadata["in-channels"]),
+            num_classes=len(inputs.class_names),
+            in_channels=inputs.channels,
         )
-        model = prepare(architecture, build_section(QuantizationConfig, _SECTION, settings))
-        load_state(model, {name: tensor.dequantize() for name, tensor in tensors.items()})
-    except (KeyError, ValueError) as error:
+        network = prepare(architecture, build_section(QuantizationConfig, _SECTION, settings))
+        load_state(network, {name: tensor.dequantize() for name, tensor in tensors.items()})
+    except KeyError as error:
+        raise UserError(f"{path} is not a packed model: it does not say its {error}") from error
+    except ValueError as error:
         raise UserError(f"{path} is not a packed model: {error}") from error
-    return model.eval()
+    return PackedModel(network=network.eval(), inputs=inputs)

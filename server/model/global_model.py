@@ -10,6 +10,7 @@ from torch import nn
 from common.checkpoints import save_checkpoint
 from common.config import Config
 from common.data.datasets import Dataset
+from common.data.input_spec import InputSpec
 from common.models import load_state
 from common.payloads.packed_model import SUFFIX, save_packed_model
 from common.qat import quantized_weights
@@ -69,16 +70,13 @@ class GlobalModel:
 
     def save_packed(self, path: Path, state: State) -> None:
         """Write the low-bit model of a device's state."""
-        config, train = self.config, self.dataset.train
         load_state(self.module, state)
         save_packed_model(
             path,
             self.module,
-            model_name=config.model.name,
-            dataset_name=self.dataset.name,
-            num_classes=train.num_classes,
-            in_channels=train.images.shape[1],
-            quantization=config.quantization,
+            model_name=self.config.model.name,
+            inputs=InputSpec.of(self.dataset),
+            quantization=self.config.quantization,
         )
 
 

@@ -52,7 +52,7 @@ def test_the_model_is_kept_at_every_bit_width(run: Path) -> None:
     dataset = load_dataset("digits", None, None)
     for name, bits in (("best.fqrc", "2"), ("best-4bit.fqrc", "4")):
         test = dataset.test
-        model = load_packed_model(run / name)
+        model = load_packed_model(run / name).network
         measured = evaluate(model, test.images, test.labels, dataset.mean, dataset.std)
         assert measured.accuracy == figures[bits]
 

@@ -9,10 +9,23 @@ import torch
 from torch import nn
 
 from common.config import QuantizationConfig
+from common.data.input_spec import InputSpec
 from common.errors import UserError
 from common.models import create_model
 from common.payloads.packed_model import load_packed_model, save_packed_model
 from common.qat import calibrate, prepare
+
+INPUTS = InputSpec(
+    dataset_name="digits",
+    class_names=("nought", "one", "two", "drei"),
+    channels=1,
+    height=8,
+    width=8,
+    mean=(0.1,),
+    std=(1 / 3,),
+    crop_padding=1,
+    flip=False,
+)
 
 
 def prepared_model(quantization: QuantizationConfig) -> nn.Module:
@@ -36,9 +49,7 @@ def save(path: Path, prepared: nn.Module, quantization: QuantizationConfig) -> i
         path,
         prepared,
         model_name="resnet8",
-        dataset_name="digits",
-        num_classes=4,
-        in_channels=1,
+        inputs=INPUTS,
         quantization=quantization,
     )
 
@@ -60,10 +71,11 @@ def test_logits_are_those_of_the_prepared_model(
     prepared = prepared_model(quantization)
     save(tmp_path / "model.fqrc", prepared, quantization)
     loaded = load_packed_model(tmp_path / "model.fqrc")
-    assert not loaded.training
+    assert loaded.inputs == INPUTS
+    assert not loaded.network.training
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        assert torch.equal(loaded(images), prepared(images))
+        assert torch.equal(loaded.network(images), prepared(images))
 
 
 def test_two_bits_are_small(tmp_path: Path) -> None:
@@ -97,7 +109,7 @@ def test_another_payload_is_no_packed_model(tmp_path: Path) -> None:
     from common.payloads.updates import encode_float
 
     (tmp_path / "update.fqrc").write_bytes(encode_float({}, "float32", {}))
-    with pytest.raises(UserError, match="is not a packed model"):
+    with pytest.raises(UserError, match="is not a packed model: it does not say its 'inputs'"):
         load_packed_model(tmp_path / "update.fqrc")
 
 

@@ -157,7 +157,7 @@ def test_from_warm_up_to_summary(run_folder: Path) -> None:
 
     last = decode_state(requests[-1].model)[BIAS] + 2 * SHIFT
     np.testing.assert_allclose(last, start + 10 * SHIFT, rtol=1e-5)
-    packed = load_packed_model(run_folder / "last.fqrc")
+    packed = load_packed_model(run_folder / "last.fqrc").network
     np.testing.assert_allclose(model_state(packed)[BIAS], last, rtol=1e-6)
 
     assert [event[:3] for event in reporter.events if event[0] != "note"] == [
@@ -222,7 +222,7 @@ def test_the_deployed_model_is_the_one_that_was_measured(run_folder: Path) -> No
     summary, _, _ = run(run_folder, config_with())
     data = load_dataset("digits")
     for name, expected in (("best", "best_accuracy"), ("last", "final_accuracy")):
-        model = load_packed_model(run_folder / f"{name}.fqrc")
+        model = load_packed_model(run_folder / f"{name}.fqrc").network
         result = evaluate(model, data.test.images, data.test.labels, data.mean, data.std)
         assert result.accuracy == summary[expected]
 
@@ -287,7 +287,7 @@ def test_statistics_come_from_the_devices_after_the_last_round(run_folder: Path)
     requests = requests_of(grid)
     assert [r.stage for r in requests[-6:]] == [Stage.QUANTIZED] * 3 + [Stage.STATISTICS] * 3
     trained = decode_state(requests[-1].model)
-    last = load_packed_model(run_folder / "last.fqrc").state_dict()
+    last = load_packed_model(run_folder / "last.fqrc").network.state_dict()
     statistics = {name: values for name, values in last.items() if "running" in name}
     assert statistics
     for values in statistics.values():
@@ -309,7 +309,7 @@ def test_statistics_come_after_the_last_round_of_asynchronous_training(run_folde
         "strategy.concurrency": 2,
     }
     run(run_folder, config_with({**asynchronous, "training.batch-norm-images": 8}))
-    for name, values in load_packed_model(run_folder / "last.fqrc").state_dict().items():
+    for name, values in load_packed_model(run_folder / "last.fqrc").network.state_dict().items():
         if "running" in name:
             np.testing.assert_allclose(values, 70 / 30, rtol=1e-6)
 
@@ -329,7 +329,7 @@ def test_without_good_statistics_those_of_the_training_stay(run_folder: Path) ->
     config = config_with({"training.batch-norm-images": 8, "federation.min-devices": 2})
     _, grid, reporter = run(run_folder, config, device)
     sent = decode_state(requests_of(grid)[-1].model)
-    last = load_packed_model(run_folder / "last.fqrc").state_dict()
+    last = load_packed_model(run_folder / "last.fqrc").network.state_dict()
     for name in sent:
         if "running" in name:
             np.testing.assert_allclose(last[name], sent[name], rtol=1e-2, atol=1e-3)
@@ -375,7 +375,7 @@ def test_a_round_goes_on_without_the_devices_that_fail(run_folder: Path) -> None
     assert lines[-1]["reason"] == "process died"
     assert any("device 1: loss is nan in step 0" in note for note in reporter.notes())
     # The skipped round left the model as it was before.
-    packed = model_state(load_packed_model(run_folder / "last.fqrc"))[BIAS]
+    packed = model_state(load_packed_model(run_folder / "last.fqrc").network)[BIAS]
     np.testing.assert_array_equal(packed, decode_state(requests_of(grid)[-1].model)[BIAS])
 
 
