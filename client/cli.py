@@ -6,11 +6,13 @@ Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import at_least, folder_path, run_command
+from common.arguments import at_least, folder_path, run_command, write_error
 from common.errors import UserError
 
 
@@ -104,6 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--superlink", default="", metavar="HOST:PORT", help="measure latency to")
     measure.add_argument("--ca", metavar="FILE", type=Path, help="certificate of the server's CA")
     measure.set_defaults(command=_measure)
+
+    predict = commands.add_parser(
+        "predict", help="classify images with a trained model (best.fqrc of a run)"
+    )
+    predict.add_argument("model", metavar="MODEL", type=Path, help="a packed model, as best.fqrc")
+    predict.add_argument(
+        "images", metavar="IMAGE", type=Path, nargs="+", help="image files, or folders of them"
+    )
+    predict.set_defaults(command=_predict)
     return parser
 
 
@@ -202,3 +213,24 @@ def _measure(options: argparse.Namespace) -> int:
     report = measure_device(workload, options.superlink, options.ca)
     sys.stdout.write(to_yaml(options.name, workload, report))
     return 0
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from client.predict import find_images, predict
+    from common.payloads.packed_model import load_packed_model
+
+    model, images = load_packed_model(options.model), find_images(options.images)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be any bytes
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(("image", "class", "probability"))
+    hits = []
+    for prediction in predict(model, images):
+        table.writerow((prediction.image, prediction.class_name, f"{prediction.probability:.4f}"))
+        if (folder := prediction.image.parent.name) in model.inputs.class_names:
+            hits.append(prediction.class_name == folder)
+    if hits:
+        write_error(
+            f"Top-1 {100 * sum(hits) / len(hits):.2f} % of the {len(hits)} images whose folders "
+            f"are named as classes"
+        )

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from client.device import Device
 from common.data.datasets import Dataset, ImageSet, load_image_folder
@@ -55,10 +56,8 @@ def local_device(
         DataFolderError: a folder is missing or holds no image, an image cannot be read or has
             another size and cannot be resized, or a class is none of the run's.
     """
-    # A square can be reached from any image; another shape only by distorting it.
-    image_size = inputs.height if inputs.height == inputs.width else None
     try:
-        images = load_image_folder(folder, image_size, class_names=inputs.class_names)
+        images = load_image_folder(folder, inputs.square_side, class_names=inputs.class_names)
     except UnknownClassesError as error:
         raise DataFolderError(str(error), "its folder has classes that this run has not") from error
     except NoImagesError as error:
@@ -73,7 +72,9 @@ def local_device(
             "its images are not of this run's size",
         )
     if inputs.channels == 1:
-        images = to_grey(images)
+        images = ImageSet(
+            images=to_grey(images.images), labels=images.labels, class_names=images.class_names
+        )
     everything = torch.arange(len(images))
     train, holdout = split_holdout(
         everything,
@@ -100,16 +101,12 @@ def local_device(
     )
 
 
-def to_grey(images: ImageSet) -> ImageSet:
-    """RGB images as grey ones [n, 1, h, w]; an image that is grey already keeps its values."""
-    rgb = images.images.permute(0, 2, 3, 1).numpy()
+def to_grey(images: Tensor) -> Tensor:
+    """RGB images [n, 3, h, w] as grey ones [n, 1, h, w], uint8; what is grey keeps its values."""
+    rgb = images.permute(0, 2, 3, 1).numpy()
     grey = np.empty((*rgb.shape[:3], 1), dtype=np.uint8)
     weights = np.array(LUMA, dtype=np.uint32)
     for start in range(0, len(rgb), CONVERTED_IMAGES):
         block = slice(start, start + CONVERTED_IMAGES)
         grey[block, ..., 0] = (rgb[block].astype(np.uint32) @ weights + (1 << 15)) >> 16
-    return ImageSet(
-        images=torch.from_numpy(grey).permute(0, 3, 1, 2),
-        labels=images.labels,
-        class_names=images.class_names,
-    )
+    return torch.from_numpy(grey).permute(0, 3, 1, 2)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from client.device import Device
 from client.local_device import DataFolderError, local_device, to_grey
 from client.node import NodeSettings
-from common.data.datasets import ImageSet
 from common.data.input_spec import InputSpec
 from common.errors import UserError
 from tests.unit.image_files import plain, png, write_tree
@@ -107,13 +105,8 @@ def test_grey_runs_get_grey_images(tmp_path: Path) -> None:
 
 def test_what_is_grey_already_keeps_its_values() -> None:
     """All 256 values, as (v, v, v)."""
-    values = np.arange(256, dtype=np.uint8).reshape(4, 1, 8, 8).repeat(3, axis=1)
-    images = ImageSet(
-        images=torch.from_numpy(values),
-        labels=torch.zeros(4, dtype=torch.int64),
-        class_names=("a",),
-    )
-    assert torch.equal(to_grey(images).images, torch.from_numpy(values[:, :1]))
+    values = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    assert torch.equal(to_grey(values.repeat(1, 3, 1, 1)), values)
 
 
 def test_the_holdout_is_apart_and_depends_on_the_seed(tmp_path: Path) -> None:
