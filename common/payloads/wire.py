@@ -6,7 +6,7 @@ Layout (little-endian):
     4   version         uint32
     8   header length   uint32, bytes of the compressed header
     12  header          zlib-compressed JSON:
-                        {"metadata": {key: value}, "tensors": [[name, encoding, shape], ...]}
+                        {"tensors": [[name, encoding, shape], ...], "metadata": {key: value}}
         body            the tensors' values by section, in header order within each section:
                         float32 values, float32 scales, float16 values, then the codes of width
                         2, 3, ... 8, each width packed as one stream (see common.payloads.bitpack)

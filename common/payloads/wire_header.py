@@ -1,7 +1,7 @@
 """The header of a payload: which tensors it holds, how each is encoded, and free metadata.
 
-The header is zlib-compressed JSON, ``{"metadata": {key: value}, "tensors": [[name, encoding,
-shape], ...]}``: readable with two standard tools, and about 4 bytes per tensor once compressed. It
+The header is zlib-compressed JSON, ``{"tensors": [[name, encoding, shape], ...], "metadata": {key:
+value}}``: readable with two standard tools, and about 4 bytes per tensor once compressed. It
 comes from the network, so that everything in it is checked before it is used or printed.
 """
 
@@ -85,17 +85,21 @@ def encode_header(rows: Sequence[Row], metadata: Mapping[str, str | int | float]
             ``MAX_HEADER_BYTES``.
     """
     _check_metadata(metadata)
-    return _encode(tuple(rows), json.dumps(dict(metadata), separators=(",", ":")))
+    start, compressor, table_bytes = _compressed_table(tuple(rows))
+    end = f'"metadata":{json.dumps(dict(metadata), separators=(",", ":"))}}}'.encode("ascii")
+    if (header_bytes := table_bytes + len(end)) > MAX_HEADER_BYTES:
+        raise WireError(f"header must be at most {MAX_HEADER_BYTES} bytes, got {header_bytes}")
+    rest = compressor.copy()
+    return start + rest.compress(end) + rest.flush()
 
 
-# Headers are kept: all updates of a round say the same of their tensors, where many are made (by
-# emulated devices) and where they are read.
+# Kept: all updates of a model have the same table, and only other metadata in every round.
 @lru_cache(maxsize=4)
-def _encode(rows: tuple[Row, ...], metadata: str) -> bytes:
-    header = f'{{"metadata":{metadata},"tensors":{json.dumps(rows, separators=(",", ":"))}}}'
-    if len(header) > MAX_HEADER_BYTES:
-        raise WireError(f"header must be at most {MAX_HEADER_BYTES} bytes, got {len(header)}")
-    return zlib.compress(header.encode("ascii"), 9)
+def _compressed_table(rows: tuple[Row, ...]) -> tuple[bytes, Any, int]:
+    """The header up to its metadata: bytes that are out, the compressor with the rest, its size."""
+    table = f'{{"tensors":{json.dumps(rows, separators=(",", ":"))},'.encode("ascii")
+    compressor = zlib.compressobj(9)
+    return compressor.compress(table), compressor, len(table)
 
 
 def decode_header(compressed: bytes | memoryview) -> tuple[list[Row], Metadata]:

@@ -69,6 +69,13 @@ def test_round_trip(tensors: dict[str, WireTensor], metadata: dict[str, Any]) ->
         assert_same(decoded[name], tensor)
 
 
+def test_metadata_of_the_same_tensors_are_each_payloads_own() -> None:
+    """The part of the header that tells of the tensors is kept between them."""
+    of_round = [wire.encode({"a": GOOD}, {"round": number}) for number in (1, 2, 1)]
+    assert [wire.decode(payload)[1] for payload in of_round] == [{"round": n} for n in (1, 2, 1)]
+    assert of_round[0] == of_round[2]
+
+
 def test_payload_by_hand() -> None:
     """Sections: float32 1.5, -2; scale 0.5; float16 0.25; codes 1, -2, 0 stored as 3, 0, 2.
 
