@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from common.checkpoints import resolve_teacher
 from common.config import ASYNCHRONOUS, Config
@@ -39,8 +38,8 @@ def run_scenario(
     engine: str = "local",
     num_workers: int,
     debug: bool = False,
-) -> dict[str, Any]:
-    """Run a federation; returns its summary, which is in the run folder as well.
+) -> None:
+    """Run a federation.
 
     Args:
         scenario: What to run, with as many devices as its fleet has.
@@ -64,8 +63,9 @@ def run_scenario(
     if not scenario.config.run.resume:
         check_run_folder(run_folder)
     if engine == "ray":
-        return _run_on_ray(scenario, reporter, run_folder, num_workers, debug)
-    return _run_locally(scenario, reporter, run_folder, num_workers, fleet)
+        _run_on_ray(scenario, reporter, run_folder, num_workers, debug)
+    else:
+        _run_locally(scenario, reporter, run_folder, num_workers, fleet)
 
 
 def _run_locally(
@@ -74,7 +74,7 @@ def _run_locally(
     run_folder: Path,
     num_workers: int,
     fleet: DeviceFleet | None,
-) -> dict[str, Any]:
+) -> None:
     config = scenario.config
     emulated = None
     if fleet is not None:
@@ -94,13 +94,12 @@ def _run_locally(
     ) as grid:
         # Imported now: it takes seconds, in which the workers do the same.
         if emulated is not None:
-            return emulated.run(grid, reporter, run_folder)
+            emulated.run(grid, reporter, run_folder)
+            return
         from server.app import run_federation
 
         _check_split(config)
-        return run_federation(
-            grid, config, reporter, run_folder, device_states=device_folder(run_folder)
-        )
+        run_federation(grid, config, reporter, run_folder, device_states=device_folder(run_folder))
 
 
 def _check_split(config: Config) -> None:
@@ -118,7 +117,7 @@ def _run_on_ray(
     run_folder: Path,
     num_workers: int,
     debug: bool,
-) -> dict[str, Any]:
+) -> None:
     if num_workers < 1:
         raise UserError(f"--workers = {num_workers}: expected at least 1 with --engine ray")
     if scenario.config.attack.name != "none":
@@ -137,9 +136,7 @@ def _run_on_ray(
         tell_all=debug,
     )
     reporter.note(f"Flower's Simulation Runtime took {time.perf_counter() - started:.1f} s in all")
-    summary: dict[str, Any] = json.loads((run_folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    reporter.finish(summary)
-    return summary
+    reporter.finish(json.loads((run_folder / SUMMARY_FILE).read_text(encoding="utf-8")))
 
 
 def absolute_paths(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:

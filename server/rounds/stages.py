@@ -68,7 +68,7 @@ def calibrate(session: Session, model: GlobalModel) -> State:
 
 def train_quantized(
     session: Session, model: GlobalModel, state: State, *, teacher_hash: str
-) -> State:
+) -> None:
     """QuaRC's rounds with the configured strategy; best and last model go to the run folder."""
     config = session.config
     plan = StagePlan(
@@ -91,11 +91,12 @@ def train_quantized(
     evaluate = BestKeeper(model, session.recorder.folder, best_so_far).evaluate
     device_interval = config.evaluation.device_interval
     if config.strategy.name == ASYNCHRONOUS:
-        return run_asynchronous_stage(
+        run_asynchronous_stage(
             session, plan, state, evaluate=evaluate, device_interval=device_interval
         )
+        return
     strategy = make_strategy(config.strategy, plan, learning_rate=config.training.learning_rate)
-    return run_stage(session, strategy, state, evaluate=evaluate, device_interval=device_interval)
+    run_stage(session, strategy, state, evaluate=evaluate, device_interval=device_interval)
 
 
 def copied_state(model: GlobalModel) -> State:

@@ -41,10 +41,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Path]]:
     return records, unfinished
 
 
-def write_report(
-    records: Sequence[RunRecord], out: Path, origin: Origin, console: Console
-) -> Comparison:
-    """Print the table of some runs, and write the report; returns what it shows.
+def write_report(records: Sequence[RunRecord], out: Path, origin: Origin, console: Console) -> None:
+    """Print the table of some runs, and write the report.
 
     Raises:
         UserError: there is no run, two are the same, a file cannot be written, or matplotlib is
@@ -60,7 +58,6 @@ def write_report(
     write_atomically(out / MARKDOWN_FILE, to_markdown(comparison, origin).encode())
     write_atomically(out / REPORT_FILE, to_html(comparison, origin).encode())
     print_line(console, f"report: {out / REPORT_FILE}, {CSV_FILE} and {MARKDOWN_FILE} beside it")
-    return comparison
 
 
 def describe_title(comparison: Comparison) -> str:

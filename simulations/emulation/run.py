@@ -74,8 +74,8 @@ class EmulatedRun:
             for partition_id in range(self.emulation.num_devices)
         }
 
-    def run(self, grid: Grid, reporter: Reporter, run_folder: Path) -> dict[str, Any]:
-        """Run the federation; returns its summary.
+    def run(self, grid: Grid, reporter: Reporter, run_folder: Path) -> None:
+        """Run the federation.
 
         Args:
             grid: runs the devices for real.
@@ -115,7 +115,6 @@ class EmulatedRun:
             plot_run(run_folder, class_names, summary)
         except UserError as error:
             reporter.note(str(error))
-        return summary
 
     def _pace(self, profile: DeviceProfile) -> dict[str, float]:
         return {

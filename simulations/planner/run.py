@@ -20,7 +20,6 @@ from simulations.emulation.flops import count_flops
 from simulations.emulation.hardware import Emulation
 from simulations.emulation.workload import Workload
 from simulations.planner.payload import known_inputs, measure_messages
-from simulations.planner.planned_round import PlannedRound
 from simulations.planner.plot import to_png
 from simulations.planner.rounds import FleetPlan
 from simulations.planner.summary import classes_table, rounds_table, to_csv, totals
@@ -40,7 +39,7 @@ def run_plan(
     num_rounds: int | None,
     num_samples: int,
     out: Path | None,
-) -> list[PlannedRound]:
+) -> None:
     """Plan the rounds, print their tables and, with ``out``, write rounds.csv and rounds.png.
 
     Args:
@@ -97,7 +96,6 @@ def run_plan(
         write_atomically(out / PICTURE_FILE, to_png(title, rounds))
         print_line(console, f"results: {out}")
     print_line(console, f"took {time.perf_counter() - started:.1f} s", style="dim")
-    return rounds
 
 
 def make_plan(fleet: DeviceFleet, config: Config, *, num_samples: int) -> FleetPlan:
