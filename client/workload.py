@@ -58,8 +58,6 @@ class WorkloadResult:
     """After all imports of the ClientApp, before any image or model."""
     peak_bytes: int
     """The most, imports and training together."""
-    train_seconds: float
-    select_seconds: float
     images_per_second: float
     """Trained with teacher and student, forward and backward."""
     training_gflops: float
@@ -129,8 +127,6 @@ def run_workload(workload: Workload) -> WorkloadResult:
         torch_bytes=torch_bytes,
         imported_bytes=imported_bytes,
         peak_bytes=peak_bytes(),
-        train_seconds=metrics["train-seconds"],
-        select_seconds=metrics["select-seconds"],
         images_per_second=rate,
         training_gflops=rate * flops_per_image / 1e9,
     )

@@ -33,7 +33,6 @@ class Axis:
 class Curve:
     """The accuracy of one group."""
 
-    label: str
     x: Sequence[float]
     """Mean over seeds."""
     accuracy: Sequence[Spread]
@@ -72,7 +71,6 @@ def curve(group: Group, axis: Axis) -> Curve | None:
         return None
     spreads = [Spread.of([accuracies[number] for accuracies, _ in runs]) for number in rounds]
     return Curve(
-        label=group.label,
         x=[statistics.fmean(places[number] for _, places in runs) for number in rounds],
         accuracy=[spread for spread in spreads if spread is not None],
     )

@@ -81,7 +81,7 @@ def run_missing(
     for number, run in enumerate(waiting, start=1):
         place = folder.prepare(run, partial(print_line, console), goes_on=goes_on)
         settings = {**run.settings, **place}
-        scenario = Scenario(name=run.name, settings=settings, config=Config.from_flat(settings))
+        scenario = Scenario(settings=settings, config=Config.from_flat(settings))
         try:
             with SweepReporter(console, f"[{number}/{len(waiting)}] {run.name}") as reporter:
                 run_scenario(scenario, reporter)

@@ -84,7 +84,7 @@ def _paper(options: argparse.Namespace) -> int:
 
     end_cleanly_when_told()
     try:
-        run_cells(grid, chosen, folder, device, console)
+        run_cells(chosen, folder, device, console)
     except (KeyboardInterrupt, SystemExit) as stop:
         report()
         if isinstance(stop, KeyboardInterrupt):

@@ -30,7 +30,6 @@ from simulations.results.files import write_atomically
 
 
 def run_cells(
-    grid: Grid,
     cells: Sequence[Cell],
     folder: ResultFolder,
     device: torch.device,

@@ -23,10 +23,8 @@ PLACES = frozenset({"data.root", "run.out", "run.resume"})
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A named set of settings."""
+    """A set of settings."""
 
-    name: str
-    """The file's name without its ending."""
     settings: Mapping[str, Scalar]
     """What the file and the command line set, flat; every other setting has its default."""
     config: Config
@@ -50,7 +48,7 @@ def load_scenario(
     """
     path = SCENARIOS.find(name_or_path)
     settings = fit({**read_scenario(path), **parse_overrides(overrides)})
-    return Scenario(name=path.stem, settings=settings, config=Config.from_flat(settings))
+    return Scenario(settings=settings, config=Config.from_flat(settings))
 
 
 def read_scenario(path: Path) -> dict[str, Scalar]:

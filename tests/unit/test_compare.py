@@ -26,12 +26,12 @@ class Runs:
         self.error: BaseException | None = None
 
     def __call__(self, scenario: Scenario, reporter: ConsoleReporter, **options: Any) -> None:
-        self.names.append(scenario.name)
+        settings = {**scenario.settings}
+        out = Path(str(settings.pop("run.out")))
+        self.names.append(out.name)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
-        settings = {**scenario.settings}
-        out = Path(str(settings.pop("run.out")))
         assert not out.exists()
         reporter.start(scenario.config, out)
         write_run(out, [50.0, 60.0], settings=settings)

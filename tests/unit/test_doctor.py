@@ -491,9 +491,8 @@ def test_a_measured_device_scores_all_its_images(
 
     for module in ("client.rounds", "client.selection"):
         monkeypatch.setattr(f"{module}.predict_logits", counted)
-    result = run_workload(Workload(model="resnet8", num_images=40, image_size=8))
+    run_workload(Workload(model="resnet8", num_images=40, image_size=8))
     assert num_scored == [40, 40]
-    assert result.select_seconds > 0
 
 
 def test_operations_of_resnet20() -> None:

@@ -64,11 +64,11 @@ def test_finished_cells_are_not_run_again(
 ) -> None:
     grid = make_grid(tmp_path)
     folder = ResultFolder(tmp_path / "out", grid)
-    run_cells(grid, grid.cells([0])[:3], folder, CPU, console())
+    run_cells(grid.cells([0])[:3], folder, CPU, console())
     assert trained == [("random", 0.05, 0), ("random", 0.1, 0), ("res", 0.05, 0)]
     trained.clear()
     out = console()
-    run_cells(grid, grid.cells([0, 1]), ResultFolder(tmp_path / "out", grid), CPU, out)
+    run_cells(grid.cells([0, 1]), ResultFolder(tmp_path / "out", grid), CPU, out)
     assert trained[0] == ("res", 0.1, 0)
     assert len(trained) == 5
     assert isinstance(out.file, io.StringIO)
@@ -90,7 +90,7 @@ def test_an_interrupted_grid_keeps_what_is_finished(
     monkeypatch.setattr(run, "run_cell", interrupted)
     folder = ResultFolder(tmp_path / "out", grid)
     with pytest.raises(KeyboardInterrupt):
-        run_cells(grid, grid.cells([0]), folder, CPU, console())
+        run_cells(grid.cells([0]), folder, CPU, console())
     assert [folder.load(cell) is not None for cell in grid.cells([0])] == [True, True, False, False]
 
 
@@ -112,7 +112,7 @@ def test_cells_of_another_process_come_last(
         return fake(config, workbench, on_progress)
 
     monkeypatch.setattr(run, "run_cell", run_second)
-    run_cells(grid, cells, folder, CPU, console())
+    run_cells(cells, folder, CPU, console())
     assert trained == [("random", 0.1, 0), ("res", 0.05, 0), ("res", 0.1, 0)]
     assert folder.load(cells[0]) == make_result(50.0)
 
@@ -137,7 +137,7 @@ def test_a_cell_that_another_process_keeps_is_said_to_be_waited_for(
 
     monkeypatch.setattr(run, "run_cell", run_third)
     out = console()
-    run_cells(grid, cells[:3], folder, CPU, out)
+    run_cells(cells[:3], folder, CPU, out)
     assert trained == [("res", 0.05, 0), ("random", 0.1, 0)]
     assert isinstance(out.file, io.StringIO)
     said = [line for line in out.file.getvalue().splitlines() if "waiting" in line]
@@ -154,7 +154,7 @@ axes:
     grid = make_grid(tmp_path, text)
     folder = ResultFolder(tmp_path / "out", grid)
     out = console()
-    run_cells(grid, grid.cells([0]), folder, CPU, out)
+    run_cells(grid.cells([0]), folder, CPU, out)
     assert isinstance(out.file, io.StringIO)
     assert [line.split(":")[0] for line in out.file.getvalue().splitlines()] == [
         "[1/3] none, 1.0 / 5.0, seed 0",
@@ -173,7 +173,7 @@ def test_results_of_another_teacher_are_refused(
     folder.save(grid.cells([0])[0], make_result(teacher_hash="f" * 64))
     for cells in (grid.cells([0]), grid.cells([0])[2:], grid.cells([1])):
         with pytest.raises(UserError, match=r"another teacher under the same name .*: f{12} there"):
-            run_cells(grid, cells, folder, CPU, console())
+            run_cells(cells, folder, CPU, console())
     assert trained == []
 
 
@@ -188,11 +188,11 @@ def test_results_of_other_images_are_refused(
     with pytest.raises(
         UserError, match=r"other images under the same name \(digits\): f{12} there"
     ):
-        run_cells(grid, grid.cells([1]), folder, CPU, console())
+        run_cells(grid.cells([1]), folder, CPU, console())
     assert trained == []
     folder.save(first, make_result())
     folder.save(second, make_result(data_fingerprint=data_fingerprint(load_dataset("digits"))))
-    run_cells(grid, grid.cells([1]), folder, CPU, console())
+    run_cells(grid.cells([1]), folder, CPU, console())
     assert len(trained) == 4
 
 
@@ -208,7 +208,7 @@ axes:
     grid = make_grid(tmp_path, text)
     folder = ResultFolder(tmp_path / "out", grid)
     folder.save(grid.cells([0])[0], make_result(teacher_hash="f" * 64))
-    run_cells(grid, grid.cells([0]), folder, CPU, console())
+    run_cells(grid.cells([0]), folder, CPU, console())
     assert len(trained) == 1
 
 

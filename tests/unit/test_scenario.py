@@ -24,7 +24,6 @@ def _file(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", SCENARIOS.descriptions())
 def test_shipped_scenarios_are_valid_and_described(name: str) -> None:
     scenario = load_scenario(name)
-    assert scenario.name == name
     assert scenario.config == Config.from_flat(scenario.settings)
     assert SCENARIOS.descriptions()[name].endswith(".")
 
