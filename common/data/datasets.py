@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import cache
+from common.cache import cache_dir
 from common.config import DATASETS, DataConfig
 from common.data.cifar import CIFAR, cifar_source
 from common.data.image_cache import (
@@ -128,12 +128,7 @@ class Dataset:
     """Whether a mirrored image is still of its class."""
 
 
-def load_dataset(
-    name: str,
-    root: str | None = None,
-    image_size: int | None = None,
-    cache_dir: Path | None = None,
-) -> Dataset:
+def load_dataset(name: str, root: str | None = None, image_size: int | None = None) -> Dataset:
     """Load a data set; what had to be decoded is kept in the cache and memory-mapped.
 
     - "digits": scikit-learn's 1,797 handwritten digits, 1 x 8 x 8; a stratified fifth, always the
@@ -146,7 +141,6 @@ def load_dataset(
         name: one of `common.config.DATASETS`.
         root: folder of the data; None or "": the environment variable FEDQUARC_DATA.
         image_size: side in pixels to resize a folder's images to; None: as they are.
-        cache_dir: folder for decoded images; None: `common.cache.cache_dir`.
 
     Raises:
         UserError: the name is unknown, the data are missing or damaged, or a setting does not apply
@@ -154,23 +148,18 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise UserError(f"dataset = {name!r} is unknown, allowed: {', '.join(DATASETS)}")
-    cache_dir = cache_dir or cache.cache_dir()
     if name == "folder":
         folder = _root(root)
         if folder is None:
             raise UserError("dataset 'folder' needs data.root or FEDQUARC_DATA: a folder of images")
-        return _from_source(folder_source(folder, image_size=image_size), cache_dir)
+        return _from_source(folder_source(folder, image_size=image_size))
     if image_size is not None:
         raise UserError(f"image_size applies to dataset 'folder' only, not to {name!r}")
     if name == "digits":
-        return _from_source(_digits_source(), cache_dir, flip=False)
+        return _from_source(_digits_source(), flip=False)
     published = CIFAR[name]
-    return _from_source(
-        cifar_source(name, _root(root), cache_dir),
-        cache_dir,
-        mean=published.mean,
-        std=published.std,
-    )
+    source = cifar_source(name, _root(root), cache_dir())
+    return _from_source(source, mean=published.mean, std=published.std)
 
 
 def configured_dataset(data: DataConfig) -> Dataset:
@@ -185,7 +174,6 @@ def configured_dataset(data: DataConfig) -> Dataset:
 def load_image_folder(
     root: str,
     image_size: int | None = None,
-    cache_dir: Path | None = None,
     *,
     class_names: tuple[str, ...] | None = None,
 ) -> ImageSet:
@@ -194,7 +182,6 @@ def load_image_folder(
     Args:
         root: the folder.
         image_size: side in pixels to resize the images to; None: as they are.
-        cache_dir: folder for decoded images; None: `common.cache.cache_dir`.
         class_names: in order, where they are agreed on with others; None: the names of its class
             folders.
 
@@ -204,7 +191,7 @@ def load_image_folder(
     source = folder_source(
         Path(root).expanduser(), image_size=image_size, class_names=class_names, with_test=False
     )
-    return _image_set(load_cached(source, cache_dir or cache.cache_dir()), "train")
+    return _image_set(load_cached(source, cache_dir()), "train")
 
 
 def _root(root: str | None) -> Path | None:
@@ -214,13 +201,12 @@ def _root(root: str | None) -> Path | None:
 
 def _from_source(
     source: ImageSource,
-    cache_dir: Path,
     *,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     flip: bool = True,
 ) -> Dataset:
-    cached = load_cached(source, cache_dir)
+    cached = load_cached(source, cache_dir())
     train = _image_set(cached, "train")
     std = std or cached.std
     if max(std) == 0:

@@ -132,9 +132,10 @@ class TestDigits:
         assert not digits.flip
         assert digits.crop_padding == 1
 
-    def test_the_same_without_cache(self, tmp_path: Path) -> None:
-        first = load_dataset("digits", cache_dir=tmp_path / "one")
-        second = load_dataset("digits", cache_dir=tmp_path / "two")
+    def test_the_same_without_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = load_dataset("digits")
+        monkeypatch.setenv("FEDQUARC_CACHE", str(tmp_path))
+        second = load_dataset("digits")
         assert torch.equal(first.train.images, second.train.images)
         assert torch.equal(first.test.labels, second.test.labels)
 
@@ -186,11 +187,14 @@ class TestFolder:
         (tmp_path / "a" / "new.png").write_bytes(png(plain(50, 8, 8)))
         assert load_image_folder(str(tmp_path)).images[:, 0, 0, 0].tolist() == [0, 1, 50, 10, 11]
 
-    def test_damaged_image_is_named_and_nothing_is_kept(self, tmp_path: Path) -> None:
+    def test_damaged_image_is_named_and_nothing_is_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FEDQUARC_CACHE", str(tmp_path / "cache"))
         write_tree(tmp_path / "data", ["a", "b"], images=2, side=8)
         (tmp_path / "data" / "b" / "1.png").write_bytes(png(plain(1, 8, 8))[:50])
         with pytest.raises(UserError, match=r"cannot read image .*b/1\.png"):
-            load_image_folder(str(tmp_path / "data"), cache_dir=tmp_path / "cache")
+            load_image_folder(str(tmp_path / "data"))
         assert not list((tmp_path / "cache").glob("*.npy"))
 
     def test_one_colour(self, tmp_path: Path) -> None:

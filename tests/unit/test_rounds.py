@@ -47,8 +47,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
-    dataset = load_dataset("digits", cache_dir=tmp_path_factory.mktemp("digits"))
+def device() -> Device:
+    dataset = load_dataset("digits")
     return Device(
         partition_id=3,
         dataset=dataset,
