@@ -33,7 +33,7 @@ def benchmarks(sizes: Sizes) -> list[Benchmark]:
 
 
 def _compare(sizes: Sizes, model: str) -> list[Row]:
-    dataset = noise.images(sizes.step_batch * sizes.steps_per_measurement, sizes.image_side)
+    dataset = noise.images(sizes.step_batch, sizes.image_side)
     loaded = noise.float_model(model).eval()
     folded = fold_batch_norm(loaded)
     prepared = noise.quantized_model(model, 2, 32, dataset)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from itertools import chain
 
 import torch
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from simulations.bench import data, deltas, eden, memory, optimisations, packing, selection, steps
 from simulations.bench.report import Report
-from simulations.bench.rows import Benchmark, Row
+from simulations.bench.rows import Row
 from simulations.bench.sizes import Sizes
 from simulations.display.terminal import live_progress
 
@@ -22,18 +21,13 @@ THREADS = 1
 GROUPS = (steps, optimisations, selection, data, packing, deltas, eden, memory)
 
 
-def all_benchmarks(sizes: Sizes) -> list[Benchmark]:
-    """Everything that is measured."""
-    return list(chain.from_iterable(group.benchmarks(sizes) for group in GROUPS))
-
-
 def run_benchmarks(sizes: Sizes, command: str, console: Console) -> Report:
     """Run all benchmarks, and say where it is."""
     started, load = time.monotonic(), os.getloadavg()[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     rows: list[Row] = []
-    benchmarks = all_benchmarks(sizes)
+    benchmarks = [each for group in GROUPS for each in group.benchmarks(sizes)]
     try:
         with live_progress(
             console,

@@ -20,7 +20,6 @@ class Sizes:
     step_models: tuple[str, ...]
     step_batch: int
     """Images of a training step."""
-    steps_per_measurement: int
     step_timer: Timer
 
     selection_images: tuple[int, ...]
@@ -50,7 +49,6 @@ FULL = Sizes(
     image_side=32,
     step_models=("resnet20", "mobilenetv2-cifar"),
     step_batch=64,
-    steps_per_measurement=1,
     step_timer=Timer(repeats=5, least_seconds=0.0, least_seconds_of_pairs=5.0),
     selection_images=(2500, 500),
     selection_timer=Timer(repeats=5, least_seconds=0.0),
@@ -70,7 +68,6 @@ QUICK = Sizes(
     image_side=16,
     step_models=("resnet8",),
     step_batch=4,
-    steps_per_measurement=1,
     step_timer=Timer(repeats=1, least_seconds=0.0),
     selection_images=(8,),
     selection_timer=Timer(repeats=1, least_seconds=0.0),

@@ -27,7 +27,6 @@ from simulations.bench.sizes import SEED, Sizes
 from simulations.bench.timing import Action
 
 GROUP = "Training step"
-UNIT = "x the time"
 BITS = {(2, 32): Target(bound=1.1), (4, 4): Target(bound=1.5)}
 """Weight bits and activation bits, and the most that a step may take of the time of a float step
 and a forward pass of the teacher."""
@@ -46,49 +45,37 @@ def benchmarks(sizes: Sizes) -> list[Benchmark]:
 
 
 def _compare(sizes: Sizes, model: str, weight_bits: int, activation_bits: int) -> list[Row]:
-    dataset = noise.images(sizes.step_batch * sizes.steps_per_measurement, sizes.image_side)
+    dataset = noise.images(sizes.step_batch, sizes.image_side)
     subject = f"{model} {weight_bits}w{activation_bits}a, batch {sizes.step_batch}"
     teacher = fold_batch_norm(noise.float_model(model))
     prepared = noise.quantized_model(model, weight_bits, activation_bits, dataset)
     steps = partial(training, sizes, dataset)
     quantized = steps(prepared, teacher)
-    against = partial(sizes.step_timer.ratio, quantized)
-
-    def row(name: str, figure: Figure | None, target: Target | None = None, note: str = "") -> Row:
-        return Row(
-            group=GROUP,
-            subject=subject,
-            against=name,
-            unit=UNIT,
-            figure=figure,
-            target=target,
-            note=note,
-        )
-
+    ratio = partial(sizes.step_timer.ratio, quantized)
+    row = partial(Row, group=GROUP, subject=subject, unit="x the time")
     with_teacher = steps(noise.float_model(model), teacher)
     rows = [
-        row("float step", against(steps(noise.float_model(model), None))),
+        row(against="float step", figure=ratio(steps(noise.float_model(model), None))),
         row(
-            "float step + teacher forward",
-            against(with_teacher),
-            BITS[weight_bits, activation_bits],
+            against="float step + teacher forward",
+            figure=ratio(with_teacher),
+            target=BITS[weight_bits, activation_bits],
         ),
     ]
     for name, convert in PEERS.items():
+        figure, note = None, ""
         try:
-            peer = steps(convert(prepared), teacher)
-            rows.append(row(name, against(peer), FASTER))
+            figure = ratio(steps(convert(prepared), teacher))
         except NotExpressibleError as reason:
-            rows.append(row(name, None, FASTER, str(reason)))
+            note = str(reason)
         except (UserError, ImportError) as error:
-            rows.append(row(name, None, FASTER, f"not installed: {error}"))
+            note = f"not installed: {error}"
+        rows.append(row(against=name, figure=figure, target=FASTER, note=note))
     in_bfloat16 = training(sizes, dataset, prepared, teacher, precision="bfloat16")
-    rows.append(row("the same step in bfloat16", against(in_bfloat16)))
+    rows.append(row(against="the same step in bfloat16", figure=ratio(in_bfloat16)))
     share = sizes.step_timer.ratio(teacher_passes(sizes, dataset, teacher), quantized)
     rows.append(
-        Row(
-            group=GROUP,
-            subject=subject,
+        row(
             against="the teacher's forward pass in it",
             unit="% of the time",
             figure=Figure(

@@ -28,11 +28,6 @@ class Timer:
     least_seconds_of_pairs: float = 0.0
     """Of all pairs together: what is short is compared more often than ``repeats``."""
 
-    def seconds(self, action: Action) -> list[float]:
-        """Seconds of ``action``, ``repeats`` times, after a first time that does not count."""
-        count = self._count(action)
-        return [_seconds(action, count) for _ in range(self.repeats)]
-
     def ratio(self, subject: Action, peer: Action, *, settles: bool = False) -> Figure:
         """Seconds of ``subject`` over those of ``peer``, at least ``repeats`` pairs.
 
@@ -65,8 +60,9 @@ class Timer:
         return Figure.of(ratios)
 
     def rate(self, action: Action, amount: float) -> Figure:
-        """``amount`` a second."""
-        return Figure.of([amount / seconds for seconds in self.seconds(action)])
+        """``amount`` a second, ``repeats`` times, after a first time that does not count."""
+        count = self._count(action)
+        return Figure.of([amount / _seconds(action, count) for _ in range(self.repeats)])
 
     def _count(self, action: Action) -> int:
         """How often ``action`` is done in one measurement; warms up."""
