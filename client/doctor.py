@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -298,10 +298,3 @@ def get_health(host: str, port: int, ca: Path) -> str:
         ) from error
     except http.client.HTTPException as error:
         raise OSError("it gives no HTTP/1 answer, as a SuperLink does") from error
-
-
-def timed(function: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started

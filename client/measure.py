@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from client.doctor import get_health, timed
+from client.doctor import get_health
 from client.launch import parse_address, require_file
 from client.memory import MB
 from client.workload import Workload, WorkloadResult, measure_workload
@@ -57,7 +58,7 @@ def _latency(superlink: str, ca: Path | None) -> float:
     host, port = parse_address(superlink)
     try:
         # A connection and its handshake take three round trips, the request one more.
-        return min(timed(lambda: get_health(host, port, ca)) for _ in range(3)) / 8
+        return min(timeit.repeat(lambda: get_health(host, port, ca), number=1, repeat=3)) / 8
     except OSError as error:
         raise UserError(f"{superlink} does not answer: {error}") from error
 
