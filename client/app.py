@@ -25,6 +25,7 @@ from client.rounds import (
     float_round,
     part_size,
     quantized_round,
+    refusal,
     statistics_round,
 )
 from client.state import load_inputs, save_inputs
@@ -152,12 +153,7 @@ def _train(
     try:
         reply = ROUNDS[request.stage](config, device, request, context.state, throttle)
     except PausedTooLongError as error:
-        reply = Reply(
-            partition_id=device.partition_id,
-            round_index=request.round_index,
-            status=Status.PAUSED,
-            reason=str(error),
-        )
+        reply = refusal(device, request, Status.PAUSED, str(error))
     metrics = {**reply.metrics, "round-seconds": time.perf_counter() - started}
     if throttle is not None:
         metrics |= throttle.metrics()

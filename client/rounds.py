@@ -95,7 +95,7 @@ def float_round(
                 on_progress=on_progress,
             )
         except DivergedError as error:
-            return _refusal(device, request, Status.DIVERGED, str(error))
+            return refusal(device, request, Status.DIVERGED, str(error))
         return Reply(
             partition_id=device.partition_id,
             round_index=request.round_index,
@@ -157,7 +157,7 @@ def quantized_round(
     """A QuaRC round: coreset by relative entropy, quantization-aware epochs, packed update."""
     teacher = frozen_teacher(config, device, request)
     if teacher is None:
-        return _refusal(device, request, Status.TEACHER_MISSING, "no teacher of this hash is kept")
+        return refusal(device, request, Status.TEACHER_MISSING, "no teacher of this hash is kept")
     with working_model(quantized_model, config, device) as student:
         base = decode_model(request.model)
         load_state(student, base)
@@ -167,7 +167,7 @@ def quantized_round(
                 config, device, request, records, effort, student, teacher, on_progress
             )
         except DivergedError as error:
-            return _refusal(device, request, Status.DIVERGED, str(error))
+            return refusal(device, request, Status.DIVERGED, str(error))
         update, residual = encode_update(
             config.federation,
             student,
@@ -317,7 +317,8 @@ def _metrics(result: TrainingResult, num_examples: int, seconds: float) -> dict[
     }
 
 
-def _refusal(device: Device, request: TrainRequest, status: Status, reason: str) -> Reply:
+def refusal(device: Device, request: TrainRequest, status: Status, reason: str) -> Reply:
+    """The reply of a device that has no update to give."""
     return Reply(
         partition_id=device.partition_id,
         round_index=request.round_index,
