@@ -39,6 +39,10 @@ class FakeGrid(Grid):
         """Message id -> the reply, until it is pulled."""
         self._numbers = itertools.count(1)
 
+    def partition_of(self, node_id: int) -> int:
+        """The inverse of `node_id_of`; a grid may have other node ids."""
+        return (1000 - node_id) // 7
+
     def get_node_ids(self) -> Iterable[int]:
         return [node_id_of(partition_id) for partition_id in self.partition_ids]
 
@@ -49,8 +53,7 @@ class FakeGrid(Grid):
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(next(self._numbers))
             self.sent.append(message)
-            partition_id = (1000 - message.metadata.dst_node_id) // 7
-            answer = self.answer(partition_id, message)
+            answer = self.answer(self.partition_of(message.metadata.dst_node_id), message)
             if isinstance(answer, Reply):
                 answer = answer.to_record()
             if answer is not None:

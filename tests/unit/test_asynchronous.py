@@ -54,7 +54,7 @@ class TimedGrid(FakeGrid):
         messages = list(messages)
         message_ids = list(super().push_messages(messages))
         for message, message_id in zip(messages, message_ids, strict=True):
-            partition_id = (1000 - message.metadata.dst_node_id) // 7
+            partition_id = self.partition_of(message.metadata.dst_node_id)
             self.ends[message_id] = (self.clock.now() + SECONDS[partition_id], partition_id)
         return message_ids
 
@@ -141,6 +141,11 @@ class Run:
     def rounds(self, name: str) -> list[Any]:
         return [line[name] for line in self.lines if line["kind"] == "round"]
 
+    def asked(self) -> list[int]:
+        """Partition ids, message by message."""
+        sent = self.grid.sent_of(MessageType.TRAIN)
+        return [self.grid.partition_of(message.metadata.dst_node_id) for message in sent]
+
     def requests(self) -> list[TrainRequest]:
         return [TrainRequest.from_record(m.content) for m in self.grid.sent_of(MessageType.TRAIN)]
 
@@ -180,7 +185,8 @@ def test_who_is_still_training_at_the_end(folder: Path) -> None:
     one message since its last answer. Earlier rounds say nothing of the kind."""
     run = Run(folder)
     *earlier, last = [line for line in run.lines if line["kind"] == "round"]
-    sent = [m for m in run.grid.sent_of(MessageType.TRAIN) if (1000 - m.metadata.dst_node_id) == 7]
+    train_messages = run.grid.sent_of(MessageType.TRAIN)
+    sent = [m for m in train_messages if m.metadata.dst_node_id == node_id_of(1)]
     assert last["unfinished_devices"] == 1
     assert last["unfinished_download_bytes"] == message_bytes(sent[-1])
     assert not any(name.startswith("unfinished") for line in earlier for name in line)
@@ -190,10 +196,9 @@ def test_what_devices_are_sent(folder: Path) -> None:
     """Both version 0 at 0 s; device 0 again at 1 s; version 1 to device 0 at 2 s and to device 1 at
     2.5 s; version 2 to device 0 at 3 s and 4 s. Version 3 is the result: nobody is sent it."""
     run = Run(folder)
-    to = [(1000 - m.metadata.dst_node_id) // 7 for m in run.grid.sent_of(MessageType.TRAIN)]
     sent = [
         (partition_id, request.round_index, request.repetition)
-        for partition_id, request in zip(to, run.requests(), strict=True)
+        for partition_id, request in zip(run.asked(), run.requests(), strict=True)
     ]
     assert sorted(sent[:2]) == [(0, 0, 0), (1, 0, 0)]
     assert sent[2:] == [(0, 0, 1), (0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 2, 1)]
@@ -251,8 +256,7 @@ def test_a_device_that_fails_is_asked_again_in_the_next_round(folder: Path) -> N
     run = Run(folder, train)
     assert run.rounds("refused") == [{}, {"no-reply": 1}, {}]
     assert run.rounds("num_asked") == [2, 3, 2]
-    to = [(1000 - m.metadata.dst_node_id) // 7 for m in run.grid.sent_of(MessageType.TRAIN)]
-    assert to.count(1) == 2
+    assert run.asked().count(1) == 2
     np.testing.assert_allclose(run.state["w"], 3.0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
 import pytest
 from flwr.app import Message, MessageType, RecordDict
@@ -49,35 +48,12 @@ def profile(gflops: float, **figures: object) -> DeviceProfile:
 class Nodes(FakeGrid):
     """Fake devices whose node ids are those of the in-process engine."""
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        replies = []
-        for message in messages:
-            self.sent.append(message)
-            message.metadata.__dict__["_message_id"] = str(next(self._numbers))
-            answer = self.answer(message.metadata.dst_node_id - FIRST_NODE_ID, message)
-            assert isinstance(answer, Reply)
-            replies.append(Message(answer.to_record(), reply_to=message))
-        return replies
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Trained at once; the reply is kept until it is asked for."""
-        messages = list(messages)
-        for reply in self.send_and_receive(messages):
-            self.pushed[reply.metadata.reply_to_message_id] = reply
-        return [message.metadata.message_id for message in messages]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        (message_id,) = message_ids
-        return [self.pushed.pop(message_id)]
+    def partition_of(self, node_id: int) -> int:
+        return node_id - FIRST_NODE_ID
 
     def trained(self) -> list[int]:
         """Partition ids of the devices that were trained for real."""
-        return [
-            message.metadata.dst_node_id - FIRST_NODE_ID
-            for message in self.sent_of(MessageType.TRAIN)
-        ]
+        return [self.partition_of(m.metadata.dst_node_id) for m in self.sent_of(MessageType.TRAIN)]
 
 
 def answer(partition_id: int, message: Message) -> Reply:
