@@ -1,6 +1,7 @@
 """Tests of client.sampling, and of what client.selection makes of it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,29 +22,29 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def candidates_of(
+    scores: list[float], quota: int, *, num_groups: int = 1, **changes: Any
+) -> Candidates:
+    """Samples with these scores in every group, all the same to the teacher."""
+    num_samples = num_groups * len(scores)
+    fields = {
+        "scores": torch.tensor(scores).repeat(num_groups),
+        "groups": torch.arange(num_groups).repeat_interleave(len(scores)),
+        "quotas": torch.full((num_groups,), quota),
+        "p_teacher": torch.full((num_samples, 2), 0.5),
+        "drop_hardest": 0.0,
+        "hard_share": 0.0,
+    }
+    return Candidates(**{**fields, **changes})
+
+
 def choose(
-    name: str,
-    scores: list[float],
-    quota: int,
-    *,
-    seed: int = 0,
-    drop_hardest: float = 0.0,
-    hard_share: float = 0.0,
-    p_teacher: Tensor | None = None,
+    name: str, scores: list[float], quota: int, *, seed: int = 0, **changes: Any
 ) -> set[int]:
     """The coreset of one group of samples."""
-    groups = torch.zeros(len(scores), dtype=torch.int64)
-    quotas = torch.tensor([quota])
-    candidates = Candidates(
-        scores=torch.tensor(scores),
-        groups=groups,
-        quotas=quotas,
-        p_teacher=torch.full((len(scores), 2), 0.5) if p_teacher is None else p_teacher,
-        drop_hardest=drop_hardest,
-        hard_share=hard_share,
-    )
+    candidates = candidates_of(scores, quota, **changes)
     priorities = SAMPLERS[name](candidates, generator(seed))
-    return set(top_of_groups(priorities, groups, quotas).tolist())
+    return set(top_of_groups(priorities, candidates.groups, candidates.quotas).tolist())
 
 
 def test_quotas_are_rounded_and_never_zero() -> None:
@@ -104,17 +105,9 @@ def test_sampled_is_proportional_to_score_and_floor() -> None:
     """Scores 3 and 1: mean 2, floor 0.2, so 3.2 / 4.4 = 0.727 of 4,000 pairs choose the first; the
     standard deviation of that share is sqrt(0.727 x 0.273 / 4000) = 0.007."""
     pairs = 4000
-    groups = torch.arange(pairs).repeat_interleave(2)
-    candidates = Candidates(
-        scores=torch.tensor([3.0, 1.0]).repeat(pairs),
-        groups=groups,
-        quotas=torch.ones(pairs, dtype=torch.int64),
-        p_teacher=torch.full((2 * pairs, 2), 0.5),
-        drop_hardest=0.0,
-        hard_share=0.0,
-    )
+    candidates = candidates_of([3.0, 1.0], 1, num_groups=pairs)
     priorities = SAMPLERS["res-sampled"](candidates, generator())
-    chosen = top_of_groups(priorities, groups, candidates.quotas)
+    chosen = top_of_groups(priorities, candidates.groups, candidates.quotas)
     assert len(chosen) == pairs
     assert (chosen % 2 == 0).double().mean().item() == pytest.approx(3.2 / 4.4, abs=0.03)
 
@@ -184,6 +177,21 @@ def brightness_set(num_images: tuple[int, int]) -> tuple[ImageSet, Dataset]:
     return images, dataset_of(images)
 
 
+def coreset_of(
+    config: CoresetConfig, num_images: tuple[int, int], *, seed: int = 0, **changes: Any
+) -> Coreset:
+    """Of a brightness set, by a student that sees brightness and a teacher that sees nothing."""
+    images, dataset = brightness_set(num_images)
+    arguments: dict[str, Any] = {
+        "student": Brightness(),
+        "teacher_outputs": torch.full((len(images), 2), 0.5),
+        "epoch": 0,
+        "num_epochs": 1,
+        "generator": generator(seed),
+    }
+    return choose_coreset(config, images, dataset, **{**arguments, **changes})
+
+
 def test_a_pool_is_a_multiple_of_the_coreset_in_every_class() -> None:
     """A tenth of 100 and 20 images: 10 and 2; three times that: 30 and 6."""
     images, _ = brightness_set((100, 20))
@@ -228,21 +236,12 @@ def test_a_pool_below_the_coreset_is_refused() -> None:
 def test_the_coreset_of_a_pool_is_its_best_in_the_size_for_all_images() -> None:
     """RES against an even teacher grows with brightness, so by index: the last ten of the pool's
     first class and the last two of its second, though the pool has but 30 and 6."""
-    images, dataset = brightness_set((100, 20))
+    images, _ = brightness_set((100, 20))
     config = CoresetConfig(selection="res", fraction=0.1, pool=3.0)
     pool = draw_pool(config, images.labels, generator())
     assert pool is not None
-    coreset = choose_coreset(
-        config,
-        images,
-        dataset,
-        student=Brightness(),
-        teacher_outputs=torch.full((36, 2), 0.5),
-        epoch=3,
-        num_epochs=9,
-        generator=generator(),
-        candidates=pool,
-    )
+    outputs = torch.full((36, 2), 0.5)
+    coreset = coreset_of(config, (100, 20), teacher_outputs=outputs, epoch=3, candidates=pool)
     assert coreset.indices.tolist() == pool[20:30].tolist() + pool[34:].tolist()
     assert coreset.epoch == 3
 
@@ -251,20 +250,9 @@ def test_the_coreset_of_a_pool_is_its_best_in_the_size_for_all_images() -> None:
 @pytest.mark.parametrize("balanced", [True, False])
 def test_every_selection_keeps_its_size(name: str, balanced: bool) -> None:
     """A fifth of 40 and 10 images: 8 and 2, or 10 of all; the same generator, the same choice."""
-    images, dataset = brightness_set((40, 10))
-    chosen = [
-        choose_coreset(
-            CoresetConfig(selection=name, fraction=0.2, balanced=balanced),
-            images,
-            dataset,
-            student=Brightness(),
-            teacher_outputs=torch.full((50, 2), 0.5),
-            epoch=0,
-            num_epochs=1,
-            generator=generator(4),
-        ).indices
-        for _ in range(2)
-    ]
+    images, _ = brightness_set((40, 10))
+    config = CoresetConfig(selection=name, fraction=0.2, balanced=balanced)
+    chosen = [coreset_of(config, (40, 10), seed=4).indices for _ in range(2)]
     assert chosen[0].tolist() == chosen[1].tolist() == sorted(set(chosen[0].tolist()))
     assert len(chosen[0]) == 10
     if balanced:
@@ -279,16 +267,11 @@ def test_el2n_asks_the_teacher_alone() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             raise AssertionError("the student was asked")
 
-    images, dataset = brightness_set((3, 0))
-    coreset = choose_coreset(
+    coreset = coreset_of(
         CoresetConfig(selection="el2n", fraction=0.34),
-        images,
-        dataset,
+        (3, 0),
         student=Unused(),
         teacher_outputs=torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]),
-        epoch=0,
-        num_epochs=1,
-        generator=generator(),
     )
     assert coreset.indices.tolist() == [1, 2]
 
@@ -297,17 +280,9 @@ class TestImportanceWeights:
     def weigh(
         self, scores: list[float], priorities: list[float], quota: int
     ) -> tuple[list[int], list[float]]:
-        groups = torch.zeros(len(scores), dtype=torch.int64)
-        candidates = Candidates(
-            scores=torch.tensor(scores),
-            groups=groups,
-            quotas=torch.tensor([quota]),
-            p_teacher=torch.full((len(scores), 2), 0.5),
-            drop_hardest=0.0,
-            hard_share=0.0,
-        )
+        candidates = candidates_of(scores, quota)
         places = torch.tensor(priorities, dtype=torch.float64)
-        chosen = top_of_groups(places, groups, candidates.quotas)
+        chosen = top_of_groups(places, candidates.groups, candidates.quotas)
         return chosen.tolist(), importance_weights(candidates, places, chosen).tolist()
 
     def test_are_the_inverse_of_the_chances(self) -> None:
@@ -341,35 +316,20 @@ class TestImportanceWeights:
         """Half of every 40 samples have the score 3, half 1. Of the 4 drawn about 3.2 / 4.4 = 0.727
         have the higher one (above), of the weights half: a sample's weight has the mean 1 over
         draws. 1,000 groups: a standard deviation of less than 0.01 for either."""
-        num_groups, size = 1000, 40
-        groups = torch.arange(num_groups).repeat_interleave(size)
-        candidates = Candidates(
-            scores=torch.tensor([3.0, 1.0]).repeat(num_groups * size // 2),
-            groups=groups,
-            quotas=torch.full((num_groups,), 4),
-            p_teacher=torch.full((len(groups), 2), 0.5),
-            drop_hardest=0.0,
-            hard_share=0.0,
-        )
+        candidates = candidates_of([3.0, 1.0] * 20, 4, num_groups=1000)
         priorities = SAMPLERS["res-sampled"](candidates, generator())
-        chosen = top_of_groups(priorities, groups, candidates.quotas)
+        chosen = top_of_groups(priorities, candidates.groups, candidates.quotas)
         weights = importance_weights(candidates, priorities, chosen)
         is_high = chosen % 2 == 0
         assert is_high.double().mean().item() == pytest.approx(3.2 / 4.4, abs=0.04)
         assert (weights[is_high].sum() / weights.sum()).item() == pytest.approx(0.5, abs=0.02)
 
     def test_come_with_the_coreset(self) -> None:
-        images, dataset = brightness_set((40, 10))
         coresets = [
-            choose_coreset(
+            coreset_of(
                 CoresetConfig(selection="res-sampled", fraction=0.2, importance_weights=weighted),
-                images,
-                dataset,
-                student=Brightness(),
-                teacher_outputs=torch.full((50, 2), 0.5),
-                epoch=0,
-                num_epochs=1,
-                generator=generator(4),
+                (40, 10),
+                seed=4,
             )
             for weighted in (True, False)
         ]
@@ -392,21 +352,11 @@ class TestOnline:
 
     def choose(self, scores: list[float] | None, seed: int, **changes: bool) -> Coreset:
         """Three of twelve images of one class."""
-        image_set, dataset = brightness_set((12, 0))
         previous = None
         if scores is not None:
             previous = Coreset(indices=torch.zeros(1).long(), epoch=0, scores=torch.tensor(scores))
-        return choose_coreset(
-            CoresetConfig(selection="res-online", fraction=0.25, balanced=False, **changes),
-            image_set,
-            dataset,
-            student=nn.Identity(),
-            teacher_outputs=None,
-            epoch=1,
-            num_epochs=2,
-            generator=generator(seed),
-            previous=previous,
-        )
+        config = CoresetConfig(selection="res-online", fraction=0.25, balanced=False, **changes)
+        return coreset_of(config, (12, 0), seed=seed, teacher_outputs=None, previous=previous)
 
     def test_the_first_is_random(self) -> None:
         """Chances are even: 200 draws of 3 from 12 take each image 50 times, give or take 6."""
@@ -464,18 +414,12 @@ class TestSmoothing:
     ) -> Coreset:
         """Half of four images, of one class, with the errors |p - y| = sqrt(2) (1 - p_y) of a
         teacher that gives their class 1, 0.5, 0.5 and 0."""
-        images, dataset = brightness_set((4, 0))
         right = torch.tensor([1.0, 0.5, 0.5, 0.0])
         outputs = torch.stack([right, 1 - right], 1)
-        return choose_coreset(
+        return coreset_of(
             CoresetConfig(selection="el2n", fraction=0.5, smoothing=smoothing),
-            images,
-            dataset,
-            student=Brightness(),
+            (4, 0),
             teacher_outputs=outputs if pool is None else outputs[pool],
-            epoch=5,
-            num_epochs=9,
-            generator=generator(),
             candidates=pool,
             previous=previous,
         )
