@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -146,15 +146,32 @@ def run_cell(
         dataset = workbench.dataset(config.data)
         teacher = workbench.teacher(config.data, config.model)
         student = _student(config, dataset, teacher).to(workbench.device)
+        result = partial(
+            CellResult,
+            teacher_accuracy=teacher.accuracy,
+            teacher_hash=teacher.content_hash,
+            device=workbench.device_name,
+            versions=versions(),
+            data_fingerprint=workbench.data_fingerprint(config.data),
+        )
         try:
             outcome = _train(config, workbench, student, on_progress)
         except DivergedError as error:
-            return _diverged(str(error), config, teacher, workbench)
-        return CellResult(
+            return result(
+                accuracy=None,
+                diverged=str(error),
+                mean_loss=None,
+                coreset_size=0,
+                num_selections=0,
+                num_seen=0,
+                select_seconds=0.0,
+                train_seconds=0.0,
+                select_cpu_seconds=0.0,
+                train_cpu_seconds=0.0,
+            )
+        return result(
             accuracy=top1(student, dataset.test, dataset),
             diverged="",
-            teacher_accuracy=teacher.accuracy,
-            teacher_hash=teacher.content_hash,
             mean_loss=outcome.training.mean_loss,
             coreset_size=len(outcome.coreset.indices),
             num_selections=outcome.num_selections,
@@ -163,9 +180,6 @@ def run_cell(
             train_seconds=outcome.train_seconds,
             select_cpu_seconds=outcome.select_cpu_seconds,
             train_cpu_seconds=outcome.train_cpu_seconds,
-            device=workbench.device_name,
-            versions=versions(),
-            data_fingerprint=workbench.data_fingerprint(config.data),
         )
 
 
@@ -242,26 +256,6 @@ def _teacher_views(config: Config) -> TeacherViews | None:
 
 def _has_pool(config: Config, images: ImageSet) -> bool:
     return draw_pool(config.coreset, images.labels, torch.Generator()) is not None
-
-
-def _diverged(reason: str, config: Config, teacher: Teacher, workbench: Workbench) -> CellResult:
-    return CellResult(
-        accuracy=None,
-        diverged=reason,
-        teacher_accuracy=teacher.accuracy,
-        teacher_hash=teacher.content_hash,
-        mean_loss=None,
-        coreset_size=0,
-        num_selections=0,
-        num_seen=0,
-        select_seconds=0.0,
-        train_seconds=0.0,
-        select_cpu_seconds=0.0,
-        train_cpu_seconds=0.0,
-        device=workbench.device_name,
-        versions=versions(),
-        data_fingerprint=workbench.data_fingerprint(config.data),
-    )
 
 
 def float_model(name: str, dataset: Dataset) -> nn.Module:
