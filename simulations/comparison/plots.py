@@ -15,7 +15,7 @@ from typing import Any
 
 from common.extras import import_extra
 from simulations.comparison.curves import AXES, Axis, Curve, curve
-from simulations.comparison.groups import Comparison
+from simulations.comparison.groups import Comparison, Group
 from simulations.comparison.measures import ACCURACY, device_seconds
 from simulations.results.spread import Spread
 
@@ -28,7 +28,7 @@ LINES = ("-", "--", ":", "-.")
 """The ninth series has the first colour again, but another line."""
 MOST_CHARACTERS = 32
 """Of a label beside a picture."""
-WIDTH = 5.6
+WIDTH, HEIGHT = 5.6, 3.6
 """Inches; 72 units of the SVG each."""
 
 
@@ -38,14 +38,16 @@ def draw_all(comparison: Comparison) -> list[tuple[str, str]]:
     Raises:
         UserError: matplotlib is not installed.
     """
-    pictures = [("Accuracy of every run", _svg(comparison, _draw_dots, "dots"))]
+    groups = comparison.groups
+    height = 1.0 + 0.3 * max(len(groups), 3)  # a row for each group
+    dots = _svg("dots", partial(_draw_dots, groups), height)
+    pictures = [("Accuracy of every run", dots)]
     for axis in AXES:
-        curves = [curve(group, axis) for group in comparison.groups]
+        curves = [curve(group, axis) for group in groups]
         if any(found is not None and len(found.x) > 1 for found in curves):
-            draw = partial(_draw_curves, axis=axis, curves=curves)
-            pictures.append((axis.title, _svg(comparison, draw, axis.name)))
+            pictures.append((axis.title, _svg(axis.name, partial(_draw_curves, axis, curves))))
     if any(device_seconds(run) for run in comparison.runs):
-        pictures.append(("Accuracy by device time", _svg(comparison, _draw_cost, "cost")))
+        pictures.append(("Accuracy by device time", _svg("cost", partial(_draw_cost, groups))))
     return pictures
 
 
@@ -65,13 +67,13 @@ def themed(svg: str) -> str:
     return re.sub(r' (?:width|height)="[^"]*"', "", head) + ' role="img">' + rest
 
 
-def _svg(comparison: Comparison, draw: Callable[[Any, Comparison], None], name: str) -> str:
+def _svg(name: str, draw: Callable[[Any], None], height: float = HEIGHT) -> str:
     with _style(name):
         figure = import_extra("matplotlib.figure", needed_for=NEEDED_FOR).Figure(
-            figsize=(WIDTH, _height(comparison, name)), layout="constrained"
+            figsize=(WIDTH, height), layout="constrained"
         )
         axes = figure.subplots()
-        draw(axes, comparison)
+        draw(axes)
         axes.spines[["top", "right"]].set_visible(False)
         content = io.StringIO()
         figure.savefig(content, format="svg", metadata={"Date": None}, transparent=True)
@@ -99,15 +101,9 @@ def _style(name: str) -> AbstractContextManager[None]:
     return context
 
 
-def _height(comparison: Comparison, name: str) -> float:
-    """Of a picture in inches: the dots need a row for each group."""
-    return 1.0 + 0.3 * max(len(comparison.groups), 3) if name == "dots" else 3.6
-
-
-def _draw_dots(axes: Any, comparison: Comparison) -> None:
+def _draw_dots(groups: Sequence[Group], axes: Any) -> None:
     """One row for each group: every seed, their mean and standard deviation."""
-    rows = list(range(len(comparison.groups)))
-    for row, group in zip(rows, comparison.groups, strict=True):
+    for row, group in enumerate(groups):
         colour, _ = series_style(row)
         values = [value for run in group.runs if (value := ACCURACY.value(run)) is not None]
         axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.45, markersize=5)
@@ -116,16 +112,14 @@ def _draw_dots(axes: Any, comparison: Comparison) -> None:
             axes.errorbar(
                 spread.mean, row, xerr=spread.std, fmt="|", color=colour, capsize=4, markersize=13
             )
-    axes.set_yticks(rows, [_cut(group.label) for group in comparison.groups])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(groups)), [_cut(group.label) for group in groups])
+    axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.grid(visible=True, axis="x")
     axes.set_xlabel("Top-1 after the last round, %")
     axes.tick_params(axis="y", length=0)
 
 
-def _draw_curves(
-    axes: Any, comparison: Comparison, axis: Axis, curves: Sequence[Curve | None]
-) -> None:
+def _draw_curves(axis: Axis, curves: Sequence[Curve | None], axes: Any) -> None:
     for index, found in enumerate(curves):
         if found is None:
             continue
@@ -143,8 +137,8 @@ def _draw_curves(
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _draw_cost(axes: Any, comparison: Comparison) -> None:
-    for index, group in enumerate(comparison.groups):
+def _draw_cost(groups: Sequence[Group], axes: Any) -> None:
+    for index, group in enumerate(groups):
         seconds = [value for run in group.runs if (value := device_seconds(run)) is not None]
         time, accuracy = Spread.of(seconds), group.spread(ACCURACY)
         if time is None or accuracy is None:
