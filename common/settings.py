@@ -116,8 +116,8 @@ def build_section(
     return section_type(**values)
 
 
-def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse the first key that no section has.
+def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str = "") -> None:
+    """Refuse the first key that no section has; ``where`` is what the message begins with.
 
     Raises:
         UserError: naming the key and the nearest known ones, those of its section, or all sections.
@@ -130,4 +130,4 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
             siblings = [name for name in known_keys if name.startswith(f"{section}.")]
             sections = sorted({re.sub(r"\..*", ".*", name) for name in known_keys})
             expected = ", ".join(near or siblings or sections)
-            raise UserError(f"unknown setting {key!r}: expected one of {expected}")
+            raise UserError(f"{where}unknown setting {key!r}: expected one of {expected}")

@@ -29,10 +29,7 @@ def parse_availability(where: str, values: Any, folder: Path) -> Availability:
     where = f"{where}: availability"
     if not isinstance(values, dict):
         raise UserError(f"{where} = {values!r}: expected some of {', '.join(KEYS)}")
-    try:
-        refuse_unknown(values, KEYS)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+    refuse_unknown(values, KEYS, f"{where}: ")
     periods = [key for key in ("on-seconds", "off-seconds") if key in values]
     if "trace" in values and periods:
         raise UserError(f"{where}: give a trace or {periods[0]}, not both")

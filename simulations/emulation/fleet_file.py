@@ -61,7 +61,7 @@ def load_fleet(name_or_path: str) -> DeviceFleet:
     content = read_yaml(path, "fleet")
     where = f"fleet {path.stem}"
     _expect_mapping(where, content)
-    _refuse_unknown(where, content, ("classes",))
+    refuse_unknown(content, ("classes",), f"{where}: ")
     members = content.get("classes")
     _expect_mapping(f"{where}: classes", members)
     shipped = read_yaml(DEVICE_CLASSES, "device classes")
@@ -108,7 +108,7 @@ def _parse_class(
     where: str, name: str, values: Any, shipped: Mapping[str, Any], folder: Path
 ) -> FleetClass:
     _expect_mapping(where, values)
-    _refuse_unknown(where, values, (*MEMBER_KEYS, *CLASS_KEYS))
+    refuse_unknown(values, (*MEMBER_KEYS, *CLASS_KEYS), f"{where}: ")
     like = values.get("like", name)
     if "like" in values and not (isinstance(like, str) and like in shipped):
         raise UserError(f"{where}: like = {like!r}: expected one of {', '.join(shipped)}")
@@ -193,10 +193,3 @@ def _check_sizes(where: str, classes: tuple[FleetClass, ...]) -> None:
 def _expect_mapping(where: str, value: Any) -> None:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected names and values, not {value!r}")
-
-
-def _refuse_unknown(where: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    try:
-        refuse_unknown(values, known)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
