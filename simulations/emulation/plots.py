@@ -19,10 +19,10 @@ from common.messages import Stage
 from server.records.plots import describe_coreset
 from server.records.recorder import METRICS_FILE
 from server.records.summary import of_stage
+from simulations.display.console import STAGE_NAMES
 
 Line = Mapping[str, Any]
 
-EARLIER_STAGES = {Stage.FLOAT: "float warm-up", Stage.CALIBRATION: "calibration"}
 NEEDED_FOR = "the pictures of the fleet"
 COLOUR, REFERENCE = "#1f4e79", "#7f7f7f"
 
@@ -71,7 +71,8 @@ def describe_start(rounds: Iterable[Line]) -> str:
         rounds: lines of metrics.jsonl.
     """
     stages = {line["stage"] for line in rounds}
-    before = [name for stage, name in EARLIER_STAGES.items() if stage.value in stages]
+    earlier = (Stage.FLOAT, Stage.CALIBRATION)
+    before = [STAGE_NAMES[stage] for stage in earlier if stage.value in stages]
     if not before:
         return ""
     return f"\ncounted since the run began: before the first round lies {' and '.join(before)}"
