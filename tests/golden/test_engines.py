@@ -13,23 +13,15 @@ from simulations.display.console import ConsoleReporter
 from simulations.runner import run_scenario
 from simulations.settings.scenario import load_scenario
 from tests.conftest import TINY_FEDERATION, FinishedRun, simulate
+from tests.records import recorded, reproducible_lines, without_wall_clock
 
 
 def _sha256(folder: Path, name: str) -> str:
     return hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 
-def _without_clock(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if not key.endswith("_seconds")}
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [_without_clock(json.loads(line)) for line in lines]
-
-
 def _summary(folder: Path) -> dict[str, Any]:
-    return _without_clock(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    return without_wall_clock(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
 
 
 def _run_in_this_process(folder: Path, seed: int) -> Path:
@@ -57,7 +49,7 @@ def test_every_engine_gives_the_same_numbers(
     assert run.exit_code == 0, run.errors
     for model in ("teacher.safetensors", "last.safetensors", "best.safetensors", "last.fqrc"):
         assert _sha256(run.folder, model) == _sha256(reference, model), model
-    assert _metrics(run.folder) == _metrics(reference)
+    assert reproducible_lines(run.folder) == reproducible_lines(reference)
     assert _summary(run.folder) == _summary(reference)
 
 
@@ -68,14 +60,13 @@ def test_another_seed_gives_another_model(reference: Path, tmp_path: Path) -> No
 
 def test_what_the_reference_run_is_about(reference: Path) -> None:
     """4 devices, one warm-up round and two QuaRC rounds; both kinds of lines are there."""
-    lines = _metrics(reference)
-    rounds = [(line["stage"], line["round"]) for line in lines if line["kind"] == "round"]
+    rounds = [(line["stage"], line["round"]) for line in recorded(reference, "round")]
     assert [entry for entry in rounds if entry[0] != "calibration"] == [
         ("float", 1),
         ("quantized", 1),
         ("quantized", 2),
     ]
-    trained = [line for line in lines if line["kind"] == "device" and line["stage"] == "quantized"]
+    trained = [line for line in recorded(reference, "device") if line["stage"] == "quantized"]
     assert {line["partition_id"] for line in trained} == {0, 1, 2, 3}
     assert {line["status"] for line in trained} == {"ok"}
     summary = _summary(reference)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
@@ -13,6 +12,7 @@ from common.data.datasets import load_dataset
 from common.payloads.packed_model import load_packed_model
 from server.model.evaluation import evaluate
 from tests.golden.test_resume import assert_equal_runs, run_here, run_until_killed, sha256
+from tests.records import recorded
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -26,14 +26,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
-    content = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in map(json.loads, content) if line["kind"] == kind]
-
-
 def test_every_device_has_its_bit_width(run: Path) -> None:
     """Three devices, spread over two bit-widths: 2, 4, 2; all their replies are good."""
-    devices = lines(run, "device")
+    devices = recorded(run, "device")
     assert {(line["partition_id"], line["weight_bits"]) for line in devices} == {
         (0, 2),
         (1, 4),
@@ -47,7 +42,7 @@ def test_the_model_is_kept_at_every_bit_width(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     figures = summary["best_bit_accuracy"]
     assert summary["best_accuracy"] == figures["2"]
-    rounds = [line for line in lines(run, "round") if line["stage"] == "quantized"]
+    rounds = [line for line in recorded(run, "round") if line["stage"] == "quantized"]
     assert rounds[summary["best_round"] - 1]["bit_accuracy"] == figures
     dataset = load_dataset("digits", None, None)
     for name, bits in (("best.fqrc", "2"), ("best-4bit.fqrc", "4")):

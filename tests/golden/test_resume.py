@@ -26,6 +26,7 @@ from simulations.display.console import ConsoleReporter
 from simulations.runner import run_scenario
 from simulations.settings.scenario import load_scenario
 from tests.conftest import ROOT
+from tests.records import recorded, reproducible_lines
 
 NUM_DEVICES = 3
 SETTINGS = {
@@ -87,25 +88,10 @@ def sha256(folder: Path, name: str) -> str:
     return hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 
-def metrics(folder: Path) -> list[str]:
-    """The lines of metrics.jsonl, without what the wall clock measured."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [
-        json.dumps(
-            {
-                key: value
-                for key, value in json.loads(line).items()
-                if key.startswith("virtual_") or not key.endswith("_seconds")
-            }
-        )
-        for line in lines
-    ]
-
-
 def assert_equal_runs(folder: Path, reference: Path) -> None:
     for model in ("teacher.safetensors", "last.safetensors", "best.safetensors", "last.fqrc"):
         assert sha256(folder, model) == sha256(reference, model), model
-    assert metrics(folder) == metrics(reference)
+    assert reproducible_lines(folder) == reproducible_lines(reference)
     assert not (folder / "checkpoints").exists()
 
 
@@ -153,8 +139,7 @@ def kill_after_rounds(command: list[str], folder: Path, num_rounds: int) -> None
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         time.sleep(0.02)
-        path = folder / "metrics.jsonl"
-        if path.exists() and path.read_text().count('"kind": "round"') >= num_rounds:
+        if len(recorded(folder, "round")) >= num_rounds:
             process.kill()
             break
     assert process.wait() == -signal.SIGKILL
@@ -247,7 +232,7 @@ def test_an_emulated_fleet_goes_on_in_virtual_time(name: str, tmp_path: Path) ->
     run_here(reference, resume=False, **settings)
     num_messages = FIRST_MESSAGES[name] + random.Random(3).randrange(8)
     run_until_killed(folder, resume=False, num_messages=num_messages, **settings)
-    assert metrics(folder)[-1] != metrics(reference)[-1]
+    assert reproducible_lines(folder)[-1] != reproducible_lines(reference)[-1]
     path.write_text(FLEET.replace("0.003", "0.002"))
     with pytest.raises(UserError, match="a class was changed"):
         run_here(folder, resume=True, **settings)

@@ -28,6 +28,7 @@ from server.deployment.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
 from tests.integration.deployment import Fleet, free_ports
 from tests.integration.forwarder import Forwarder
+from tests.records import recorded
 from tests.waiting import wait_until
 
 DEVICES = ["device-0", "device-1"]
@@ -195,15 +196,6 @@ def start_run(
         *("--restarts", str(RESTARTS)),
         *("--set", *(f"{key}={value}" for key, value in settings.items())),
     )
-
-
-def recorded(run_folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl so far; one that is being written does not count."""
-    path = run_folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [line for line in map(json.loads, lines) if line["kind"] == kind]
 
 
 def quantized_rounds(run_folder: Path) -> int:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from server.cli import main
 from server.deployment.keys import KeyFolder, create_device_keys, create_fleet_keys
 from tests.conftest import ROOT
 from tests.integration.deployment import NGINX, Fleet, free_ports
+from tests.records import recorded
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 DEVICES = ["device-0", "device-1", "device-2"]
@@ -71,12 +71,6 @@ def start_run(fleet: Fleet, settings: dict[str, object], *options: str) -> Popen
         *("--superlink", fleet.superlink, "--ca", str(fleet.keys.ca_certificate)),
         *("--set", *(f"{key}={value}" for key, value in {**SETTINGS, **settings}.items())),
     )
-
-
-def recorded(run_folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl."""
-    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in map(json.loads, lines) if line["kind"] == kind]
 
 
 def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,6 +13,7 @@ from simulations.display.console import ConsoleReporter
 from simulations.runner import run_scenario
 from simulations.settings.scenario import load_scenario
 from tests.conftest import TINY_FEDERATION, FinishedRun, simulate
+from tests.records import recorded, reproducible_lines
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -35,29 +35,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[FinishedRun, Path]:
     return first, folder / "second"
 
 
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what the wall clock measured."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {
-            name: value
-            for name, value in line.items()
-            if name.startswith("virtual_") or not name.endswith("_seconds")
-        }
-        for line in lines
-    ]
-
-
 def test_everything_but_the_wall_clock_is_the_same(runs: tuple[FinishedRun, Path]) -> None:
     first, second = runs
     assert first.exit_code == 0, first.errors
-    assert figures(first.folder) == figures(second)
+    assert reproducible_lines(first.folder) == reproducible_lines(second)
 
 
 def test_the_run_folder_tells_of_virtual_time(runs: tuple[FinishedRun, Path]) -> None:
     folder = runs[0].folder
     summary = json.loads((folder / "summary.json").read_text())
-    rounds = [line for line in figures(folder) if line["kind"] == "round"]
+    rounds = recorded(folder, "round")
     assert summary["virtual_seconds"] == rounds[-1]["virtual_clock_seconds"] > 0
     assert sum(line["virtual_seconds"] for line in rounds) == pytest.approx(
         summary["virtual_seconds"], abs=1e-9
@@ -107,7 +94,7 @@ def four_speeds() -> str:
 
 def test_fedbuff_does_not_depend_on_the_workers(buffered: tuple[Path, Path]) -> None:
     first, second = buffered
-    assert figures(first) == figures(second)
+    assert reproducible_lines(first) == reproducible_lines(second)
     for name in ("last.safetensors", "best.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
@@ -116,7 +103,7 @@ def test_fedbuff_by_arithmetic(buffered: tuple[Path, Path]) -> None:
     """With as many tasks as devices, a device is asked again at the moment of its answer, so that
     its answers come at the sums of its own durations. Three answers make a step; who answers k
     steps after it was asked is k steps old."""
-    lines = [line for line in figures(buffered[0]) if line.get("task") != "evaluate"]
+    lines = [line for line in recorded(buffered[0]) if line.get("task") != "evaluate"]
     (warmup,) = [x for x in lines if x["kind"] == "round" and x["stage"] == "float"]
     arrivals = dict.fromkeys(range(4), warmup["virtual_clock_seconds"])
     asked_at = dict.fromkeys(range(4), 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from server.rounds.asynchronous import run_asynchronous_stage
 from server.rounds.session import Session
 from server.strategies.stage_plan import StagePlan
 from simulations.emulation.clock import VirtualClock
+from tests.records import recorded
 from tests.unit.fake_grid import FakeGrid, is_query, node_id_of, query_reply
 from tests.unit.test_server_app import SilentReporter
 
@@ -132,8 +132,7 @@ class Run:
             self.state = run_asynchronous_stage(
                 session, plan, start, device_interval=device_interval
             )
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        self.lines = [json.loads(line) for line in lines]
+        self.lines = recorded(folder)
 
     def devices(self, *names: str) -> list[tuple[Any, ...]]:
         return [tuple(line[n] for n in names) for line in self.lines if line["kind"] == "device"]

@@ -22,6 +22,7 @@ from server.strategies.flower import make_strategy
 from server.strategies.packed_updates import PackedUpdates
 from server.strategies.privacy import GaussianMechanism, noise_generator, sampling_seed
 from server.strategies.privacy_accountant import PrivacyAccountant
+from tests.records import recorded
 from tests.unit.fake_grid import FakeGrid
 from tests.unit.test_server_app import SilentReporter, answer
 from tests.unit.test_strategies_flower import STEP, VARIANCE, WEIGHT, State, plan, state, view_of
@@ -296,7 +297,6 @@ def test_a_federation_says_what_it_spent(tmp_path: Path) -> None:
     assert summary["privacy"] == accountant.summary()
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert written["privacy"]["epsilon"] == accountant.epsilon
-    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    epsilons = [line["epsilon"] for line in lines if line["kind"] == "round"]
+    epsilons = [line["epsilon"] for line in recorded(tmp_path / "run", "round")]
     assert epsilons == sorted(epsilons)
     assert epsilons[-1] == accountant.epsilon

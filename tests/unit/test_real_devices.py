@@ -18,6 +18,7 @@ from common.config import Config
 from common.data.input_spec import InputSpec
 from common.errors import UserError
 from server.app import run_federation
+from tests.records import recorded
 from tests.unit.fake_grid import FakeGrid
 from tests.unit.image_files import png
 from tests.unit.local_fleet import LocalFleet
@@ -76,11 +77,6 @@ def federate(
     return summary, fleet, reporter
 
 
-def lines(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
-    text = (tmp_path / "run" / "metrics.jsonl").read_text()
-    return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
-
-
 def test_nothing_private_is_in_any_message(tmp_path: Path, server_images: Path) -> None:
     """Every byte of a federation against pixels, files, names, labels and coresets of its devices.
 
@@ -89,7 +85,7 @@ def test_nothing_private_is_in_any_message(tmp_path: Path, server_images: Path) 
     counts = {0: {"ant": 18, "bee": 14}, 1: {"bee": 10, "cat": 24}, 2: {"cat": 3}}
     summary, fleet, _ = federate(tmp_path, settings(server_images), counts)
     assert summary["num_devices"] == 3
-    assert {line["status"] for line in lines(tmp_path, "device")} == {"ok"}
+    assert {line["status"] for line in recorded(tmp_path / "run", "device")} == {"ok"}
     assert not (tmp_path / "run" / "split.png").exists()  # nobody knows who holds what
 
     sent = b"\n".join(fleet.traffic)
@@ -131,10 +127,10 @@ def test_a_device_that_has_many_more_images_is_asked_again(
     run_federation(
         FakeGrid(answer, [0]), Config.from_flat(flat), SilentReporter(), tmp_path / "run"
     )
-    trained = [line for line in lines(tmp_path, "device") if line["stage"] == "float"]
+    trained = [line for line in recorded(tmp_path / "run", "device") if line["stage"] == "float"]
     assert [line["status"] for line in trained] == ["ok", "bad-metrics", "ok"]
     assert [line["num_samples"] for line in trained] == [11, 11, 32]
-    others = [line for line in lines(tmp_path, "device") if line["stage"] != "float"]
+    others = [line for line in recorded(tmp_path / "run", "device") if line["stage"] != "float"]
     assert {line["status"] for line in others} == {"ok"}
 
 
@@ -232,7 +228,7 @@ def test_devices_train_at_the_bits_that_their_operators_name(
     reporter = SilentReporter()
     grid = FakeGrid(fleet, list(folders))
     summary = run_federation(grid, Config.from_flat(flat), reporter, tmp_path / "run")
-    trained = [line for line in lines(tmp_path, "device") if line["status"] == "ok"]
+    trained = [line for line in recorded(tmp_path / "run", "device") if line["status"] == "ok"]
     assert {(line["partition_id"], line["weight_bits"]) for line in trained} == {
         (0, 4),
         (1, 2),
@@ -261,7 +257,7 @@ def test_a_device_that_was_started_anew_is_told_again(tmp_path: Path, server_ima
     run_federation(grid, Config.from_flat(flat), SilentReporter(), tmp_path / "run")
     statuses = [
         (line["stage"], line["partition_id"], line["status"])
-        for line in lines(tmp_path, "device")
+        for line in recorded(tmp_path / "run", "device")
         if line["status"] != "ok"
     ]
     assert statuses == [("float", restarted[0], "no-input-spec")]
@@ -305,7 +301,7 @@ def test_a_hot_device_pauses_and_says_so(
     flat = settings(server_images) | {"data.num-devices": 1, "federation.min-devices": 1}
     fleet = LocalFleet({0: folder}, flat, {"max-temperature": 75})
     run_federation(FakeGrid(fleet, [0]), Config.from_flat(flat), SilentReporter(), tmp_path / "run")
-    first, *_ = lines(tmp_path, "device")
+    first, *_ = recorded(tmp_path / "run", "device")
     assert first["temperature_celsius"] == 80
     assert first["paused_seconds"] > 0
 
@@ -325,5 +321,5 @@ def test_a_device_that_stays_hot_says_so_before_the_server_gives_it_up(
         run_federation(
             FakeGrid(fleet, [0]), Config.from_flat(flat), SilentReporter(), tmp_path / "run"
         )
-    (line,) = lines(tmp_path, "device")
+    (line,) = recorded(tmp_path / "run", "device")
     assert line["status"] == "paused"

@@ -25,18 +25,15 @@ from server.records.recorder import (
     to_json,
 )
 from server.records.summary import RunFacts, summarise
-
-
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from tests.records import recorded
 
 
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path: Path) -> None:
     with Recorder(tmp_path / "run", Config()) as recorder:
         recorder.write({"kind": "device", "partition_id": 1})
-        assert read_lines(tmp_path / "run") == [{"kind": "device", "partition_id": 1}]
+        assert recorded(tmp_path / "run") == [{"kind": "device", "partition_id": 1}]
         recorder.write({"kind": "round", "round": 1})
-        assert len(read_lines(tmp_path / "run")) == 2
+        assert len(recorded(tmp_path / "run")) == 2
         assert recorder.rounds == [{"kind": "round", "round": 1}]
 
 

@@ -23,6 +23,7 @@ from common.payloads.updates import decode_state, encode_float
 from server.app import app, run_federation
 from server.model.evaluation import evaluate
 from server.records import recorder
+from tests.records import recorded, reproducible_lines, without_wall_clock
 from tests.unit.fake_grid import Answer, FakeGrid, is_query, query_reply
 from tests.unit.test_emulation_grid import make_grid, profile
 
@@ -128,10 +129,6 @@ def requests_of(grid: FakeGrid) -> list[TrainRequest]:
     return [TrainRequest.from_record(m.content) for m in grid.sent_of(MessageType.TRAIN)]
 
 
-def read_lines(run_folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_from_warm_up_to_summary(run_folder: Path) -> None:
     """Three devices raise the bias by 1, 2 and 3 SHIFT: the mean rises by 2 SHIFT in a round.
 
@@ -195,7 +192,7 @@ def test_no_two_runs_write_into_one_folder(
     summary, _, _ = run(run_folder, config, start_again)
     expected = "another run is writing there" if resumes else "expected a new or empty folder"
     assert expected in outcomes[0]
-    assert len(read_lines(run_folder)) == 20
+    assert len(recorded(run_folder)) == 20
     assert json.loads((run_folder / "summary.json").read_text()) == summary
     assert not (run_folder / ".lock").exists()
 
@@ -214,7 +211,7 @@ def test_a_folder_that_another_run_filled_meanwhile_is_left_alone(run_folder: Pa
 
     with pytest.raises(UserError, match="expected a new or empty folder"):
         run(run_folder, config, start_before)
-    assert len(read_lines(run_folder)) == 20
+    assert len(recorded(run_folder)) == 20
 
 
 def test_the_deployed_model_is_the_one_that_was_measured(run_folder: Path) -> None:
@@ -229,7 +226,7 @@ def test_the_deployed_model_is_the_one_that_was_measured(run_folder: Path) -> No
 
 def test_lines_of_rounds_and_devices(run_folder: Path) -> None:
     summary, grid, _ = run(run_folder, config_with({"evaluation.interval": 2}))
-    lines = read_lines(run_folder)
+    lines = recorded(run_folder)
     assert [line["kind"] for line in lines] == (["device"] * 3 + ["round"]) * 5
     device = lines[13]
     assert (device["stage"], device["round"], device["partition_id"]) == ("quantized", 2, 1)
@@ -245,14 +242,10 @@ def test_lines_of_rounds_and_devices(run_folder: Path) -> None:
 
 
 def test_two_runs_differ_in_seconds_only(tmp_path: Path) -> None:
-    def without_seconds(value: dict[str, Any]) -> dict[str, Any]:
-        return {name: item for name, item in value.items() if not name.endswith("_seconds")}
-
     config = config_with({"federation.fraction": 0.67})
     runs = [run(tmp_path / name, config)[0] for name in ("a", "b")]
-    assert without_seconds(runs[0]) == without_seconds(runs[1])
-    lines = [[without_seconds(x) for x in read_lines(tmp_path / name)] for name in ("a", "b")]
-    assert lines[0] == lines[1]
+    assert without_wall_clock(runs[0]) == without_wall_clock(runs[1])
+    assert reproducible_lines(tmp_path / "a") == reproducible_lines(tmp_path / "b")
     for name in ("last.fqrc", "best.safetensors", "teacher.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -297,7 +290,7 @@ def test_statistics_come_from_the_devices_after_the_last_round(run_folder: Path)
     assert 0 < summary["statistics_upload_bytes"] < plain["upload_bytes"] / 9
     added = summary["total_upload_bytes"] - plain["total_upload_bytes"]
     assert added == summary["statistics_upload_bytes"]
-    asked = [line for line in read_lines(run_folder) if line.get("task") == "statistics"]
+    asked = [line for line in recorded(run_folder) if line.get("task") == "statistics"]
     assert [(line["round"], line["status"]) for line in asked] == [(3, "ok")] * 3
 
 
@@ -334,7 +327,7 @@ def test_without_good_statistics_those_of_the_training_stay(run_folder: Path) ->
         if "running" in name:
             np.testing.assert_allclose(last[name], sent[name], rtol=1e-2, atol=1e-3)
     assert "statistics of batch normalisation stay those of the training" in reporter.notes()
-    (line,) = [x for x in read_lines(run_folder) if "statistics_refused" in x]
+    (line,) = [x for x in recorded(run_folder) if "statistics_refused" in x]
     assert sum(line["statistics_refused"].values()) == 2
 
 
@@ -345,7 +338,7 @@ def test_devices_measure_the_model_when_they_are_asked(run_folder: Path) -> None
     assert [EvaluateRequest.from_record(m.content).round_index for m in sent] == [1, 1, 1]
     assert summary["device_accuracy"] == 75.0
     assert summary["evaluation_upload_bytes"] > 0
-    evaluated = [line for line in read_lines(run_folder) if line.get("task") == "evaluate"]
+    evaluated = [line for line in recorded(run_folder) if line.get("task") == "evaluate"]
     assert [line["correct"] for line in evaluated] == [3, 3, 3]
 
 
@@ -370,7 +363,7 @@ def test_a_round_goes_on_without_the_devices_that_fail(run_folder: Path) -> None
     summary, grid, reporter = run(run_folder, config_with({"federation.min-devices": 2}), device)
     assert summary["refused_replies"] == {"diverged": 5, "no-reply": 1}
     assert summary["skipped_rounds"] == 1
-    lines = [line for line in read_lines(run_folder) if line["kind"] == "device"]
+    lines = recorded(run_folder, "device")
     assert [line["status"] for line in lines[-3:]] == ["ok", "diverged", "no-reply"]
     assert lines[-1]["reason"] == "process died"
     assert any("device 1: loss is nan in step 0" in note for note in reporter.notes())
@@ -473,7 +466,7 @@ def test_a_fleets_deadline_may_be_later_than_the_servers_timeout(run_folder: Pat
         annotate=grid.annotate,
         harness=grid,
     )
-    lines = [line for line in read_lines(run_folder) if line["kind"] == "device"]
+    lines = recorded(run_folder, "device")
     trained = [line for line in lines if line["stage"] == "quantized" and line["task"] == "train"]
     assert [line["partition_id"] for line in trained] == [0, 0, 0, 1]
     assert {line["fate"] for line in trained} == {"trained"}

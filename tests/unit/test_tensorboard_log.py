@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from common.config import Config
 from common.errors import UserError
 from server.app import run_federation
 from server.records.tensorboard_log import TENSORBOARD_FOLDER, TensorBoardLog
+from tests.records import recorded
 from tests.unit.fake_grid import FakeGrid
 from tests.unit.test_server_app import SilentReporter, answer
 
@@ -45,13 +45,11 @@ def test_a_run_logs_the_figures_of_its_rounds(tmp_path: Path) -> None:
     )
     folder = tmp_path / "run"
     run_federation(FakeGrid(answer), config, SilentReporter(), folder)
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     expected: dict[str, list[Any]] = {}
-    for line in lines:
+    for line in recorded(folder, "round"):
         for name in ("accuracy", "loss", "train_loss", "upload_bytes", "round_seconds"):
-            if line["kind"] == "round":
-                point = (line["round"], pytest.approx(line[name], rel=1e-6))
-                expected.setdefault(f"{line['stage']}/{name}", []).append(point)
+            point = (line["round"], pytest.approx(line[name], rel=1e-6))
+            expected.setdefault(f"{line['stage']}/{name}", []).append(point)
     found = logged(folder)
     assert len(expected) == 10
     assert {tag: found[tag] for tag in expected} == expected
