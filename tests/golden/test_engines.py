@@ -1,18 +1,14 @@
 """One seeded federation, in every engine: the same model to the last bit, the same figures."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from simulations.display.console import ConsoleReporter
-from simulations.runner import run_scenario
-from simulations.settings.scenario import load_scenario
-from tests.conftest import TINY_FEDERATION, FinishedRun, simulate
+from tests.conftest import FinishedRun, simulate
+from tests.in_process import simulate_here
 from tests.records import recorded, reproducible_lines, without_wall_clock
 
 
@@ -24,18 +20,12 @@ def _summary(folder: Path) -> dict[str, Any]:
     return without_wall_clock(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
 
 
-def _run_in_this_process(folder: Path, seed: int) -> Path:
-    settings = {**TINY_FEDERATION, "run.seed": seed, "run.out": folder}
-    scenario = load_scenario("digits", [f"{key}={value}" for key, value in settings.items()])
-    with ConsoleReporter(Console(file=io.StringIO())) as reporter:
-        run_scenario(scenario, reporter, num_workers=0)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the federation in this very process, one device after the other."""
-    return _run_in_this_process(tmp_path_factory.mktemp("local") / "run", seed=0)
+    folder = tmp_path_factory.mktemp("local") / "run"
+    simulate_here(**{"run.out": folder})
+    return folder
 
 
 @pytest.mark.parametrize("engine", ["workers", "ray"])
@@ -54,8 +44,8 @@ def test_every_engine_gives_the_same_numbers(
 
 
 def test_another_seed_gives_another_model(reference: Path, tmp_path: Path) -> None:
-    other = _run_in_this_process(tmp_path / "run", seed=1)
-    assert _sha256(other, "last.safetensors") != _sha256(reference, "last.safetensors")
+    simulate_here(**{"run.seed": 1, "run.out": tmp_path / "run"})
+    assert _sha256(tmp_path / "run", "last.safetensors") != _sha256(reference, "last.safetensors")
 
 
 def test_what_the_reference_run_is_about(reference: Path) -> None:

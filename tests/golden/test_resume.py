@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -18,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import simulations.engines.pool
 from common.errors import UserError
-from simulations.display.console import ConsoleReporter
-from simulations.runner import run_scenario
-from simulations.settings.scenario import load_scenario
 from tests.conftest import ROOT
+from tests.in_process import simulate_here
 from tests.records import recorded, reproducible_lines
 
 NUM_DEVICES = 3
@@ -47,11 +43,7 @@ SETTINGS = {
 def run_here(folder: Path, *, resume: bool, **settings: object) -> str:
     """The federation in this process; what it told."""
     place = {"run.resume" if resume else "run.out": folder}
-    overrides = [f"{key}={value}" for key, value in {**SETTINGS, **place, **settings}.items()]
-    output = io.StringIO()
-    with ConsoleReporter(Console(file=output)) as reporter:
-        run_scenario(load_scenario("digits", overrides), reporter, num_workers=0)
-    return output.getvalue()
+    return simulate_here(**{**SETTINGS, **place, **settings})
 
 
 def die_before_message(number: int) -> Callable[..., bytes]:

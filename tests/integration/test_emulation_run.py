@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from simulations.display.console import ConsoleReporter
-from simulations.runner import run_scenario
-from simulations.settings.scenario import load_scenario
-from tests.conftest import TINY_FEDERATION, FinishedRun, simulate
+from tests.conftest import FinishedRun, simulate
+from tests.in_process import simulate_here
 from tests.records import recorded, reproducible_lines
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -28,10 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[FinishedRun, Path]:
         "coreset.adaptive": "true",
     }
     first = simulate(folder / "first", "--fleet", "flaky", "--workers", "2", **settings)
-    settings |= {**TINY_FEDERATION, "fleet.name": "flaky", "run.out": folder / "second"}
-    scenario = load_scenario("digits", [f"{key}={value}" for key, value in settings.items()])
-    with ConsoleReporter(Console(file=io.StringIO())) as reporter:
-        run_scenario(scenario, reporter, num_workers=0)
+    simulate_here(**settings, **{"fleet.name": "flaky", "run.out": folder / "second"})
     return first, folder / "second"
 
 
@@ -74,10 +67,7 @@ def buffered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     second = simulate(folder / "second", "--fleet", str(fleet), "--workers", "2", **FEDBUFF)
     assert second.exit_code == 0, second.errors
     first = folder / "first"
-    settings = {**TINY_FEDERATION, **FEDBUFF, "fleet.name": fleet, "run.out": first}
-    scenario = load_scenario("digits", [f"{key}={value}" for key, value in settings.items()])
-    with ConsoleReporter(Console(file=io.StringIO())) as reporter:
-        run_scenario(scenario, reporter, num_workers=0)
+    simulate_here(**FEDBUFF, **{"fleet.name": fleet, "run.out": first})
     return first, second.folder
 
 
