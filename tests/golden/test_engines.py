@@ -1,6 +1,5 @@
 """One seeded federation, in every engine: the same model to the last bit, the same figures."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import FinishedRun, simulate
+from tests.golden.test_resume import assert_equal_runs, sha256
 from tests.in_process import simulate_here
-from tests.records import recorded, reproducible_lines, without_wall_clock
-
-
-def _sha256(folder: Path, name: str) -> str:
-    return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+from tests.records import recorded, without_wall_clock
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -37,15 +33,13 @@ def test_every_engine_gives_the_same_numbers(
     else:
         run = simulate(tmp_path / "run", "--workers", "2")
     assert run.exit_code == 0, run.errors
-    for model in ("teacher.safetensors", "last.safetensors", "best.safetensors", "last.fqrc"):
-        assert _sha256(run.folder, model) == _sha256(reference, model), model
-    assert reproducible_lines(run.folder) == reproducible_lines(reference)
+    assert_equal_runs(run.folder, reference)
     assert _summary(run.folder) == _summary(reference)
 
 
 def test_another_seed_gives_another_model(reference: Path, tmp_path: Path) -> None:
     simulate_here(**{"run.seed": 1, "run.out": tmp_path / "run"})
-    assert _sha256(tmp_path / "run", "last.safetensors") != _sha256(reference, "last.safetensors")
+    assert sha256(tmp_path / "run", "last.safetensors") != sha256(reference, "last.safetensors")
 
 
 def test_what_the_reference_run_is_about(reference: Path) -> None:
