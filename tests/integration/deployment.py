@@ -36,6 +36,17 @@ def free_ports(count: int) -> list[int]:
         return [int(listener.getsockname()[1]) for listener in sockets]
 
 
+def flower_environment(home: Path) -> dict[str, str]:
+    """What Flower's commands are started with; FLWR_HOME also tells whose a process is."""
+    return {
+        **os.environ,
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}",
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "NO_COLOR": "1",
+    }
+
+
 @dataclass
 class Fleet:
     """The processes of one fleet, all below one folder and known by it."""
@@ -56,24 +67,12 @@ class Fleet:
         """The devices' address: the proxy's, or, without nginx, the SuperLink's."""
         return f"127.0.0.1:{self.proxy_port if NGINX else self.superlink_port}"
 
-    def environment(self) -> dict[str, str]:
-        """What every process is started with; FLWR_HOME also tells whose it is."""
-        return {
-            **os.environ,
-            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}",
-            "FLWR_HOME": str(self.folder / "flwr"),
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "NO_COLOR": "1",
-        }
-
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a process; its output goes to <folder>/<name>.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
-                env=self.environment(),
+                env=flower_environment(self.folder / "flwr"),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -160,7 +159,7 @@ class Fleet:
         )
         done = subprocess.run(
             [str(PROGRAMS / "flwr"), *arguments, "--format", "json"],
-            env=self.environment(),
+            env=flower_environment(self.folder / "flwr"),
             cwd=self.folder,
             capture_output=True,
             text=True,

@@ -4,9 +4,7 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY_FEDERATION, FinishedRun, simulate
+from tests.integration.deployment import PROGRAMS, flower_environment, free_ports
 from tests.waiting import PATIENCE_SECONDS
 
-PROGRAMS = Path(sys.executable).parent
 RUN_FILES = {"config.yaml", "metrics.jsonl", "summary.json", "last.safetensors", "last.fqrc"}
 
 
@@ -40,26 +38,14 @@ def test_a_failed_run_on_ray_is_a_failed_command(tmp_path: Path) -> None:
     assert not run.folder.exists()
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in sockets]
-
-
 @pytest.fixture
 def flower(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment for Flower's commands; the SuperLink that they start is ended."""
-    http_port, control_port = _free_ports(2)
+    http_port, control_port = free_ports(2)
     environment = {
-        **os.environ,
-        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}",
-        "FLWR_HOME": str(tmp_path / "flwr"),
+        **flower_environment(tmp_path / "flwr"),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http_port),
         "FLWR_LOCAL_CONTROL_API_PORT": str(control_port),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "NO_COLOR": "1",
     }
     try:
         yield environment
