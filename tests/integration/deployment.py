@@ -13,12 +13,13 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from server.deployment.keys import KeyFolder
+from server.cli import main as operate
+from server.deployment.keys import KeyFolder, create_fleet_keys
 from tests.conftest import ROOT
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -56,6 +57,14 @@ class Fleet:
     superlink_port: int
     proxy_port: int
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def with_keys(cls, folder: Path, devices: Sequence[str]) -> Self:
+        """No process runs yet; authority, server and devices have their keys."""
+        keys = KeyFolder(root=folder / "secrets")
+        create_fleet_keys(keys, ["localhost", "127.0.0.1"], devices)
+        superlink_port, proxy_port = free_ports(2)
+        return cls(folder, keys, superlink_port, proxy_port)
 
     @property
     def superlink(self) -> str:
@@ -146,6 +155,22 @@ class Fleet:
             *("--superlink", address or self.device_address, "--port", str(port)),
             *("--ca", str(self.keys.ca_certificate), "--key", str(self.keys.device_key(name))),
             *("--partition-id", str(partition_id)),
+        )
+
+    def register_devices(self) -> None:
+        """Tell the SuperLink their keys."""
+        code = operate(
+            ["keys", "--dir", str(self.keys.root), "register", "--superlink", self.superlink]
+        )
+        assert code == 0
+
+    def start_run(self, settings: Mapping[str, object], *options: str) -> subprocess.Popen[bytes]:
+        """The operator's command, as in docs/cluster.md."""
+        return self.start(
+            "run",
+            *(sys.executable, "-m", "server", "run", "--app", str(ROOT), *options),
+            *("--superlink", self.superlink, "--ca", str(self.keys.ca_certificate)),
+            *("--set", *(f"{key}={value}" for key, value in settings.items())),
         )
 
     def flwr(self, address: str, *arguments: str) -> dict[str, Any]:

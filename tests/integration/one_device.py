@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.settings import Scalar
-from server.cli import main as operate
-from server.deployment.keys import KeyFolder, create_fleet_keys
-from tests.conftest import ROOT
-from tests.integration.deployment import Fleet, free_ports
+from tests.integration.deployment import Fleet
 
 NAME = "device-0"
 RUN_SECONDS = 1800
@@ -52,10 +49,7 @@ def run_one_device(
     Raises:
         AssertionError: the run failed; says what server and device said last.
     """
-    keys = KeyFolder(root=folder / "secrets")
-    create_fleet_keys(keys, ["localhost", "127.0.0.1"], [NAME])
-    superlink_port, unused_port = free_ports(2)
-    fleet = Fleet(folder, keys, superlink_port, unused_port)
+    fleet = Fleet.with_keys(folder, [NAME])
     everything = {
         **SETTINGS,
         "data.root": str(images),
@@ -64,20 +58,15 @@ def run_one_device(
     }
     try:
         fleet.start_superlink()
-        operate(["keys", "--dir", str(keys.root), "register", "--superlink", fleet.superlink])
+        fleet.register_devices()
         device = [
             *(python, "-m", "client", "run", "--superlink", fleet.superlink),
-            *("--data", str(images), "--key", str(keys.device_key(NAME))),
-            *("--ca", str(keys.ca_certificate), "--partition-id", "0", "--threads", "1"),
+            *("--data", str(images), "--key", str(fleet.keys.device_key(NAME))),
+            *("--ca", str(fleet.keys.ca_certificate), "--partition-id", "0", "--threads", "1"),
             *options,
         ]
         fleet.start(NAME, *wrap(device))
-        run = fleet.start(
-            "run",
-            *(sys.executable, "-m", "server", "run", "--app", str(ROOT)),
-            *("--superlink", fleet.superlink, "--ca", str(keys.ca_certificate)),
-            *("--set", *(f"{key}={value}" for key, value in everything.items())),
-        )
+        run = fleet.start_run(everything)
         code = run.wait(2 * RUN_SECONDS)
         assert code == 0, fleet.log("run")[-3000:] + fleet.log(NAME)[-3000:]
         at_end()

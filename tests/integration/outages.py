@@ -13,7 +13,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common.settings import Scalar
-from server.cli import main as operate
-from server.deployment.keys import KeyFolder, create_fleet_keys
-from tests.conftest import ROOT
-from tests.integration.deployment import Fleet, free_ports
+from tests.integration.deployment import Fleet
 from tests.integration.forwarder import Forwarder
 from tests.records import recorded
 from tests.waiting import wait_until
@@ -131,24 +127,21 @@ FAULTS = {
 def run_with(fault: str, folder: Path) -> dict[str, Any]:
     """One federation with one fault; what came of it."""
     injected = FAULTS[fault]
-    keys = KeyFolder(root=folder / "secrets")
-    create_fleet_keys(keys, ["localhost", "127.0.0.1"], DEVICES)
-    superlink_port, device_port = free_ports(2)
-    fleet = Fleet(folder, keys, superlink_port, device_port)
+    fleet = Fleet.with_keys(folder, DEVICES)
+    device_port = fleet.proxy_port
     run_folder = folder / "run"
     try:
-        with Forwarder(device_port, superlink_port) as network:
+        with Forwarder(device_port, fleet.superlink_port) as network:
             fleet.start_superlink()
-            operate(
-                ["keys", "--dir", str(keys.root), "register", "--superlink", fleet.superlink],
-            )
+            fleet.register_devices()
             for index, name in enumerate(DEVICES):
                 fleet.start_supernode(name, index, address=f"127.0.0.1:{device_port}")
             wait_until(
                 lambda: all("SuperNode ID" in fleet.log(name) for name in DEVICES),
                 "the SuperNodes are connected",
             )
-            run = start_run(fleet, run_folder, injected.settings)
+            settings = {**SETTINGS, **injected.settings, "run.resume": str(run_folder)}
+            run = fleet.start_run(settings, "--restarts", str(RESTARTS))
             wait_until(
                 lambda: quantized_rounds(run_folder) or run.poll() is not None,
                 "the first quantized round",
@@ -182,20 +175,6 @@ def run_with(fault: str, folder: Path) -> dict[str, Any]:
             }
     finally:
         fleet.end()
-
-
-def start_run(
-    fleet: Fleet, run_folder: Path, settings: Mapping[str, Scalar]
-) -> subprocess.Popen[bytes]:
-    """The operator's command, as in docs/cluster.md."""
-    settings = {**SETTINGS, **settings, "run.resume": str(run_folder)}
-    return fleet.start(
-        "run",
-        *(sys.executable, "-m", "server", "run", "--app", str(ROOT)),
-        *("--superlink", fleet.superlink, "--ca", str(fleet.keys.ca_certificate)),
-        *("--restarts", str(RESTARTS)),
-        *("--set", *(f"{key}={value}" for key, value in settings.items())),
-    )
 
 
 def quantized_rounds(run_folder: Path) -> int:

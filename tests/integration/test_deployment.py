@@ -3,17 +3,15 @@
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
 from server.cli import main
-from server.deployment.keys import KeyFolder, create_device_keys, create_fleet_keys
+from server.deployment.keys import create_device_keys
 from tests.conftest import ROOT
-from tests.integration.deployment import NGINX, Fleet, free_ports
+from tests.integration.deployment import NGINX, Fleet
 from tests.records import recorded
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -40,17 +38,12 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """SuperLink and proxy are up, the devices' keys registered; no SuperNode runs yet."""
-    folder = tmp_path_factory.mktemp("fleet")
-    keys = KeyFolder(root=folder / "secrets")
-    create_fleet_keys(keys, ["localhost", "127.0.0.1"], DEVICES)
-    superlink_port, proxy_port = free_ports(2)
-    fleet = Fleet(folder, keys, superlink_port, proxy_port)
+    fleet = Fleet.with_keys(tmp_path_factory.mktemp("fleet"), DEVICES)
     try:
         fleet.start_superlink()
         if NGINX:
             fleet.start_proxy()
-        register = ["keys", "--dir", str(keys.root), "register", "--superlink", fleet.superlink]
-        assert main(register) == 0
+        fleet.register_devices()
         yield fleet
     finally:
         fleet.end()
@@ -63,16 +56,6 @@ def start_devices(fleet: Fleet) -> None:
             fleet.start_supernode(name, index)
 
 
-def start_run(fleet: Fleet, settings: dict[str, object], *options: str) -> Popen[bytes]:
-    """The operator's command; ``settings`` beyond `SETTINGS`."""
-    return fleet.start(
-        "run",
-        *(sys.executable, "-m", "server", "run", "--app", str(ROOT), *options),
-        *("--superlink", fleet.superlink, "--ca", str(fleet.keys.ca_certificate)),
-        *("--set", *(f"{key}={value}" for key, value in {**SETTINGS, **settings}.items())),
-    )
-
-
 def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
     fleet: Fleet, tmp_path: Path
 ) -> None:
@@ -80,8 +63,8 @@ def test_a_federation_runs_to_its_end_though_its_serverapp_is_killed(
     of them measure batch normalisation's statistics in the end."""
     start_devices(fleet)
     run_folder = tmp_path / "run"
-    settings = {"run.resume": run_folder, "training.batch-norm-images": 32}
-    run = start_run(fleet, settings, "--restarts", "1")
+    settings = {**SETTINGS, "run.resume": run_folder, "training.batch-norm-images": 32}
+    run = fleet.start_run(settings, "--restarts", "1")
     wait_until(
         lambda: list(run_folder.glob("checkpoints/0*")) or run.poll() is not None,
         "the first checkpoint",
@@ -126,15 +109,15 @@ def test_an_asynchronous_federation_runs_to_its_end(fleet: Fleet, tmp_path: Path
     Until the first step is made no update can be stale.
     """
     start_devices(fleet)
-    run = start_run(
-        fleet,
+    run = fleet.start_run(
         {
+            **SETTINGS,
             "run.out": tmp_path / "run",
             "federation.num-rounds": 2,
             "strategy.name": "fedbuff",
             "strategy.concurrency": 3,
             "strategy.buffer-size": 2,
-        },
+        }
     )
     assert run.wait(RUN_SECONDS) == 0, fleet.log("run")
     steps = [line for line in recorded(tmp_path / "run", "round") if line["stage"] == "quantized"]
