@@ -193,16 +193,15 @@ def lsq_plus_step(values: Tensor, q_n: int, *, per_channel: bool = False) -> Ten
 
 
 def least_squares_step(values: Tensor, q_n: int, q_p: int, *, per_channel: bool = False) -> Tensor:
-    """The step of least squared quantization error among candidates max|v| k / (64 Q), k = 1...64.
+    """The step of least squared quantization error among max|v| k / (64 Q_P), k = 1...64.
 
     Starting closer to the float weights than LSQ's rule saves training where there is little of
-    it. Q is the smaller magnitude of Q_N and Q_P that is not 0: with the widest candidate nothing
-    is clipped. Shape () or, per channel, [channels, 1, ...].
+    it. With the widest candidate nothing is clipped: Q_P is at most |Q_N|. Shape () or, per
+    channel, [channels, 1, ...].
     """
     rows = values.flatten(1) if per_channel else values.reshape(1, -1)
     largest = rows.abs().amax(1, keepdim=True).clamp_min(SMALLEST_STEP)
-    widest = largest / min(-q_n or q_p, q_p)
-    best_step = widest.clone()
+    best_step = widest = largest / q_p
     best_error = torch.full_like(best_step, math.inf)
     for candidate in range(1, STEP_CANDIDATES + 1):
         step = widest * (candidate / STEP_CANDIDATES)

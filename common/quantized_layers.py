@@ -59,12 +59,8 @@ class FakeQuantizer(nn.Module):
         self.step = nn.Parameter(torch.ones(step_shape))
         self.offset = nn.Parameter(torch.zeros(())) if with_offset else None
 
-    def forward(self, values: Tensor, num_values: int) -> Tensor:
-        """Fake-quantized ``values``; ``num_values`` of them share one step (LSQ's N)."""
-        return fake_quantize([self.operand(values, num_values)])[0]
-
     def operand(self, values: Tensor, num_values: int) -> Operand:
-        """``values`` and how they are fake-quantized."""
+        """``values`` and how they are fake-quantized; so many share one step (LSQ's N)."""
         return Operand(
             values=values,
             step=self.step,
@@ -84,7 +80,7 @@ class ActivationQuantizer(FakeQuantizer):
 
     observed: list[Tensor] | None = None
 
-    def forward(self, values: Tensor, num_values: int = 0) -> Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         """Fake-quantized ``values`` [n, ...]; LSQ's N is the number of features of one sample."""
         if self.observed is not None:
             flat = values.detach().reshape(-1)
@@ -92,7 +88,7 @@ class ActivationQuantizer(FakeQuantizer):
             stride = -(-flat.numel() // CALIBRATION_VALUES) | 1
             self.observed.append(flat[::stride].clone())
             return values
-        return super().forward(values, num_values or values[0].numel())
+        return fake_quantize([self.operand(values, values[0].numel())])[0]
 
     @torch.no_grad()
     def initialise(self, values: Tensor, step_init: str) -> None:
