@@ -87,6 +87,8 @@ class TestPrepare:
         assert isinstance(inner, QuantConv2d)
         assert (inner.weight_quantizer is None) == (weight_bits == 32)
         assert (inner.input_quantizer is None) == (activation_bits == 32)
+        calibrate(model, [images()], config)
+        assert torch.equal(convert(model)(images()), model.eval()(images()))
 
     def test_edge_activations_have_edge_bits(self) -> None:
         model = prepare(
@@ -132,8 +134,14 @@ class TestPrepare:
         step = prepared.get_parameter("layer2.0.conv1.weight_quantizer.step")
         assert torch.equal(step.detach(), expected(model.get_parameter("layer2.0.conv1.weight")))
 
-    def test_per_channel_steps(self) -> None:
-        model = prepare(float_model(), QuantizationConfig(weight_bits=2, granularity="channel"))
+    @pytest.mark.parametrize(
+        ("quantizer", "step_init"), [("lsq", "mse"), ("lsq", "lsq"), ("lsq+", "lsq")]
+    )
+    def test_per_channel_steps(self, quantizer: str, step_init: str) -> None:
+        config = QuantizationConfig(
+            weight_bits=2, granularity="channel", quantizer=quantizer, step_init=step_init
+        )
+        model = prepare(float_model(), config)
         conv, linear = model.get_submodule("layer2.0.conv1"), model.get_submodule("fc")
         assert isinstance(conv, QuantConv2d)
         assert isinstance(linear, QuantLinear)
@@ -166,13 +174,25 @@ class TestSignedInputs:
         expected = {"features.0.0", "features.18.0"} | behind_bottlenecks
         assert self.signed("mobilenetv2-cifar", quantizer) == expected
 
-    def test_lsq_plus_has_offsets_instead_of_signed_codes(self) -> None:
-        config = QuantizationConfig(weight_bits=4, activation_bits=4, quantizer="lsq+")
+    @pytest.mark.parametrize(
+        ("quantizer", "code_range"), [("lsq", (-128, 127)), ("lsq+", (0, 255))]
+    )
+    def test_lsq_plus_has_offsets_instead_of_signed_codes(
+        self, quantizer: str, code_range: tuple[int, int]
+    ) -> None:
+        config = QuantizationConfig(weight_bits=4, activation_bits=4, quantizer=quantizer)
         quantizers = dict(activation_quantizers(prepare(float_model(), config)))
         stem = quantizers["conv1.input_quantizer"]
-        assert (stem.q_n, stem.q_p) == (0, 255)
-        assert stem.offset is not None
+        assert (stem.q_n, stem.q_p) == code_range
+        assert (stem.offset is not None) == (quantizer == "lsq+")
         assert quantizers["layer1.0.conv1.input_quantizer"].offset is None
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_looking_at_inputs_leaves_no_trace(self, training: bool) -> None:
+        model = copy.deepcopy(float_model()).train(training)
+        prepared = prepare(model, QuantizationConfig(weight_bits=4, activation_bits=4))
+        assert prepared.training == training
+        assert not any(module._forward_pre_hooks for module in prepared.modules())
 
     def test_it_does_not_depend_on_the_weights(self) -> None:
         """Devices build the architecture from fresh weights, the server from the teacher's."""

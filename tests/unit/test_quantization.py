@@ -120,12 +120,12 @@ class TestFakeQuantize:
         assert torch.equal(fake_quantize(values, step, q_n, q_p, offset=offset), expected)
 
     def test_step_gradient(self) -> None:
-        """u = v / 0.5 = 0.6, 1.8, -2.8, 0.2 in the range [-2, 1].
+        """u = v / 0.5 = 0.6, 1.8, -2.2, 0.2 in the range [-2, 1].
 
         LSQ (3): inside round(u) - u = 0.4 and -0.2; above Q_P = 1; below Q_N = -2. With
         g = 1, 2, 3, 4: 0.4 + 2 - 6 - 0.8 = -4.4; times the scale 0.5: -2.2. g passes inside only.
         """
-        values = torch.tensor([0.3, 0.9, -1.4, 0.1], requires_grad=True)
+        values = torch.tensor([0.3, 0.9, -1.1, 0.1], requires_grad=True)
         step = torch.tensor(0.5, requires_grad=True)
         gradient = torch.tensor([1.0, 2.0, 3.0, 4.0])
         fake_quantize(values, step, -2, 1, gradient_scale=0.5).backward(gradient)
@@ -173,7 +173,7 @@ class TestFakeQuantize:
         So the same gradients of values and step; the offset's is g where clipped (LSQ+, 5):
         2 + 3 = 5, times the scale 0.5: 2.5.
         """
-        values = torch.tensor([0.4, 1.0, -1.3, 0.2], requires_grad=True)
+        values = torch.tensor([0.4, 1.0, -1.0, 0.2], requires_grad=True)
         step = torch.tensor(0.5, requires_grad=True)
         offset = torch.tensor(0.1, requires_grad=True)
         gradient = torch.tensor([1.0, 2.0, 3.0, 4.0])

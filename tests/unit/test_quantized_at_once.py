@@ -76,7 +76,10 @@ def test_weights_larger_than_the_most_are_left_to_their_layers(
     monkeypatch.setattr(module, "MOST_AT_ONCE", 320)
     model = prepared(QuantizationConfig(weight_bits=2, activation_bits=32))
     with quantized_at_once(layers_of(model)):
-        assert model.get_submodule("fc").fake_quantized_weight is not None
+        fc = model.get_submodule("fc")
+        assert isinstance(fc, QuantizedLayer)
+        assert fc.fake_quantized_weight is not None
+        assert fc._weights() is fc.fake_quantized_weight
         assert model.get_submodule("layer3.0.conv2").fake_quantized_weight is None
 
 
