@@ -63,9 +63,10 @@ BULK_AND_TAIL = [0.00, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_stratified_takes_one_of_every_stratum(seed: int) -> None:
-    """Two strata of width 0.5 over 0 ... 1: samples 0-7, and 8 (at 0.5) with 9."""
-    chosen = choose("stratified", BULK_AND_TAIL, 2, seed=seed)
+@pytest.mark.parametrize("lowest", [0.0, 1.0])
+def test_stratified_takes_one_of_every_stratum(lowest: float, seed: int) -> None:
+    """Two strata of width 0.5 from the lowest score on: samples 0-7, and 8 (at 0.5) with 9."""
+    chosen = choose("stratified", [lowest + score for score in BULK_AND_TAIL], 2, seed=seed)
     assert len(chosen & {8, 9}) == 1
     assert len(chosen) == 2
 
@@ -128,6 +129,27 @@ def test_mixed_takes_its_share_by_score_and_the_rest_at_random() -> None:
 def test_mixed_with_a_share_of_one_is_hardest_first() -> None:
     scores = [float(score) for score in range(10)]
     assert choose("res-mixed", scores, 4, hard_share=1.0) == {6, 7, 8, 9}
+
+
+@pytest.mark.parametrize(("hard_share", "num_hard"), [(0.0, 4), (0.8, 8)])
+def test_mixed_takes_the_share_that_is_configured(hard_share: float, num_hard: int) -> None:
+    """Ten of 50 images; 0 stands for sqrt(0.2) = 0.447 of them. Only these, the brightest, are in
+    all of twenty draws."""
+    images, dataset = brightness_set((50, 0))
+    draws = [
+        choose_coreset(
+            CoresetConfig(selection="res-mixed", fraction=0.2, hard_share=hard_share),
+            images,
+            dataset,
+            student=Brightness(),
+            teacher_outputs=torch.full((50, 2), 0.5),
+            epoch=0,
+            num_epochs=1,
+            generator=generator(seed),
+        ).indices.tolist()
+        for seed in range(20)
+    ]
+    assert set(range(50)).intersection(*draws) == set(range(50 - num_hard, 50))
 
 
 TWO_KINDS = torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 5)
@@ -427,8 +449,10 @@ class TestSmoothing:
     def earlier(self, scores: list[float]) -> Coreset:
         return Coreset(indices=torch.tensor([0, 1]), epoch=0, scores=torch.tensor(scores))
 
-    def test_the_first_scores_stand_alone(self) -> None:
-        coreset = self.choose(None)
+    @pytest.mark.parametrize("previous", [None, Coreset(indices=torch.tensor([0, 1]), epoch=0)])
+    def test_the_first_scores_stand_alone(self, previous: Coreset | None) -> None:
+        """Also behind a coreset that was drawn at random (coreset.random-epochs)."""
+        coreset = self.choose(previous)
         assert coreset.scores is not None
         assert coreset.scores.tolist() == pytest.approx([0, ROOT_2 / 2, ROOT_2 / 2, ROOT_2])
         assert coreset.indices.tolist() == [1, 3]
