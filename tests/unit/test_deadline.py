@@ -189,7 +189,7 @@ class TestPace:
         assert Pace.from_figures({"partition-id": 3}) is None
 
     def test_bad_figures_are_named(self) -> None:
-        with pytest.raises(UserError, match=r"node config seconds-per-sample = 0.0: expected"):
+        with pytest.raises(UserError, match=r"seconds-per-sample = 0.0: expected a number, > 0"):
             Pace.from_figures({"seconds-per-sample": 0})
 
 

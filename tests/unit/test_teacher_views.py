@@ -149,6 +149,13 @@ class TestTraining:
         assert run(make_views(3), teacher, range(3, 10)) == 16
         assert teacher.num_seen == 12
 
+    def test_shows_the_view_of_which_outputs_are_kept(self) -> None:
+        views, teacher = make_views(1), Teacher()
+        run(views, teacher, range(3, 4))
+        view = views.at(CORESET, 3, DATASET, augment=True)
+        expected = teacher(inputs(view, CORESET.indices))
+        torch.testing.assert_close(views.to_keep()[0], expected)
+
     def test_views_go_on_in_the_next_round(self) -> None:
         """Two epochs of three views, then four in another round: views 0, 1 | 2, 0, 1, 2. Only the
         third is new."""
