@@ -69,7 +69,7 @@ def configured_split(labels: Tensor, data: DataConfig, seed: int) -> list[Tensor
     generator = np.random.default_rng(seed)
     order = generator.permutation(num_samples)
     shuffled = labels.numpy()[order]
-    smallest, reason = 0, ""
+    reason = ""
     for partitioner in _partitioners(data, generator, num_samples):
         try:
             positions = _split(partitioner, shuffled, num_devices)

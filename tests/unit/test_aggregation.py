@@ -133,10 +133,12 @@ def test_training_figures_of_two_devices() -> None:
     }
 
 
-def test_training_figures_of_no_device() -> None:
-    figures = training_metrics([])
+@pytest.mark.parametrize("num_examples", [[], [10, 30]])
+def test_training_figures_where_no_device_trained(num_examples: list[int]) -> None:
+    """Nobody answered, or all only looked at their images (a calibration round)."""
+    figures = training_metrics([reply(num_examples=number) for number in num_examples])
     assert figures["train_loss"] is None
-    assert figures["num_examples"] == 0
+    assert figures["num_examples"] == sum(num_examples)
 
 
 def test_evaluation_figures_of_two_devices() -> None:
