@@ -178,7 +178,6 @@ def _skewed_sizes(data: DataConfig, num_samples: int, generator: np.random.Gener
     num_shared = num_samples - data.num_devices * data.min_samples
     shares = generator.dirichlet(np.full(data.num_devices, data.alpha))
     bounds = np.rint(np.cumsum(shares) * num_shared)
-    bounds[-1] = num_shared
     return data.min_samples + np.diff(bounds, prepend=0).astype(np.int64)
 
 
