@@ -160,6 +160,14 @@ class TestEmulation:
         assert np.isinf(failures[emulation.class_of == 1]).all()
         assert (failures[np.isfinite(failures)] < 1).all()
 
+    def test_classes_that_delay_or_leave_are_told_from_those_before_them(self) -> None:
+        away = Availability(probability=0.0, slot_seconds=10.0)
+        slow = profile("slow", mean_delay_seconds=9.0, availability=away)
+        emulation = Emulation(fleet((profile("sound"), 5), (slow, 5)), num_devices=10, seed=0)
+        is_slow = emulation.class_of == 1
+        assert ((emulation.delays("quantized", 0) > 0) == is_slow).all()
+        assert (emulation.available(3.0) == ~is_slow).all()
+
     def test_energy_by_hand(self) -> None:
         """Trained: 4 s of 5 W and 6 s of waiting for the round's end at 1 W: 26 J. Late: 10 s of
         5 W. Failed after 2 s: 10 J, no waiting."""
