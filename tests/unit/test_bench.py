@@ -2,19 +2,23 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from common.errors import UserError
+from common.payloads import wire_header
 from common.quantization import fake_quantize
 from common.quantized_layers import FakeQuantizer
-from simulations.bench import noise, peers, timing
+from simulations.bench import deltas, noise, peers, timing
 from simulations.bench.packing import numpy_pack, numpy_unpack
 from simulations.bench.report import Report, format_figure
 from simulations.bench.rows import Figure, Row, Target
+from simulations.bench.sizes import QUICK
 from simulations.bench.textbook_lsq import TextbookLSQ
 from simulations.bench.timing import Timer
 from simulations.cli import main
@@ -192,3 +196,19 @@ class TestNumpyPacking:
         packed = numpy_pack(codes, 3)
         assert packed.tolist() == [149, 1]
         assert numpy_unpack(packed, 3, 3).tolist() == [5, 2, 6]
+
+
+class TestDeltas:
+    def test_every_encoding_makes_its_header(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A device's round has a header of its own: kept ones, equal in every repetition, do not
+        count. The payload that is decoded, a warm-up and three measurements: five headers.
+        """
+        encode, headers = wire_header._encode, []
+
+        def made(*content: Any) -> bytes:
+            headers.append(content)
+            return encode(*content)
+
+        monkeypatch.setattr(wire_header, "_encode", made)
+        deltas._measure(replace(QUICK, timer=Timer(repeats=3, least_seconds=0.0)), "resnet8")
+        assert len(set(headers)) == len(headers) == 5
