@@ -20,7 +20,7 @@ PROBED_IMAGES = 2
 """Batch normalisation needs more than one value per channel."""
 
 CORRECTED_SHARE = 2.0
-"""Kept bytes that a pass takes with correction, at most: 1.9 (ResNet-20), 1.2 (MobileNetV2)."""
+"""Kept bytes that a pass takes with correction, at most (docs/fleet.md)."""
 
 FIRST_STEP_BYTES = 40 * MB
 """What the first step takes whatever the model: the kernels' code and scratch memory."""

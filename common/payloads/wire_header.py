@@ -1,7 +1,7 @@
 """The header of a payload: which tensors it holds, how each is encoded, and free metadata.
 
 The header is zlib-compressed JSON, ``{"tensors": [[name, encoding, shape], ...], "metadata": {key:
-value}}``: readable with two standard tools, and about 4 bytes per tensor once compressed. It
+value}}``: readable with two standard tools, and about 5 bytes per tensor once compressed. It
 comes from the network, so that everything in it is checked before it is used or printed.
 """
 
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 MAX_HEADER_BYTES = 1 << 20
-"""Largest header once decompressed; the 129 tensors of a quantized ResNet-20 take 5 kB."""
+"""Largest header once decompressed; the 129 tensors of a quantized ResNet-20 take 6 kB."""
 MAX_NAME_LENGTH = 256
 MAX_DIMENSIONS = 8
 CODE_WIDTHS = range(2, 9)

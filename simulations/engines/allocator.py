@@ -2,8 +2,8 @@
 
 Feature maps are large blocks, which glibc gives back to the system. Each of the next step's then
 comes as pages that fault one by one when first written: in MobileNetV2's step of 64 images 120,000
-to 140,000 faults, a fifth of its processor time and more; kept, none. The peak is 6 % higher, for
-blocks that fit into no gap.
+to 140,000 faults, a fifth of its processor time and more beside other work, 2 % on an idle machine
+(docs/results/bench.md); kept, none. The peak is 6 % higher, for blocks that fit into no gap.
 """
 
 from __future__ import annotations
