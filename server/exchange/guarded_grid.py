@@ -4,7 +4,8 @@ Flower's HttpGrid (1.41) fetches all replies that are there at once. The SuperLi
 it hands them out, and one whose records cannot be rebuilt raises in the ServerApp: it would end the
 run and take the honest replies of the same fetch along. Whom a rebuilt message names as its sender
 is what the sender wrote there: here it has to be who was asked. And a reply is there for Flower as
-soon as its upload begins: what is fetched is bounded in time and in size.
+soon as its upload begins, for whose end it waits: here the other replies are fetched meanwhile, and
+what is fetched is bounded in time and in size.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from typing import cast
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
-from flwr.superlink.grid import http_grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+from flwr.superlink.grid import HttpGrid, http_grid
 from google.protobuf.message import DecodeError
 
 from common.messages import message_bytes
@@ -43,6 +45,8 @@ LARGEST_SMALL_REPLY = 2**24
 MAX_GROWTH = 8
 """Bytes of a reply for each byte of its request beyond that: a model goes down in 8 bits a value at
 least, and comes back in 32 at most."""
+
+TOO_LATE = "was announced, but not all of it came in time"
 
 UNREADABLE = (
     DecodeError,
@@ -119,8 +123,7 @@ class GuardedGrid(GridView):
             return []
         message = due.message
         try:
-            with _bounded_pulls(due.until, due.most_bytes):
-                received = list(self.grid.pull_messages([message_id]))
+            received = self._fetch(message_id, due)
         except _IncompleteError as error:
             del self._due[message_id]
             return [_failure(message, str(error))]
@@ -136,12 +139,49 @@ class GuardedGrid(GridView):
             for reply in received
         ]
 
+    def _fetch(self, message_id: str, due: _Due) -> list[Message]:
+        try:
+            if due.upload is not None:
+                return [self._fetch_rest(due, due.upload)]
+            with _pulls_by(due.pull_objects):
+                return list(self.grid.pull_messages([message_id]))
+        except _UnfinishedError:
+            return []
+
+    def _fetch_rest(self, due: _Due, upload: _Upload) -> Message:
+        """What HttpGrid.pull_messages does with a reply that the SuperLink has handed out."""
+        assert isinstance(self.grid, HttpGrid)
+        contents = due.pull_objects(upload.object_ids, upload.pull)
+        object_id = upload.object_ids[-1]  # what the message is made of comes before it
+        self.grid._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self.grid.node, run_id=self.grid.run.run_id, message_object_id=object_id
+            )
+        )
+        reply = cast(Message, inflatable_utils.inflate_object_from_contents(object_id, contents))
+        reply.metadata.__dict__["_message_id"] = object_id
+        return reply
+
 
 class _IncompleteError(Exception):
     """A reply that can't be fetched as a whole."""
 
 
+class _UnfinishedError(Exception):
+    """A reply whose sender is still uploading it."""
+
+
 @dataclass(frozen=True, kw_only=True)
+class _Upload:
+    """A reply that was there in parts when it was looked for."""
+
+    object_ids: list[str]
+    """Of all that it consists of."""
+    pull: Callable[[str], bytes]
+    """Fetches one of these."""
+
+
+@dataclass(kw_only=True)
 class _Due:
     """What was sent and is not answered."""
 
@@ -151,49 +191,58 @@ class _Due:
     """When the reply has to be here, by time.monotonic()."""
     most_bytes: int
     """Of the reply."""
+    upload: _Upload | None = None
+    """The reply, if its upload has begun: the SuperLink hands it out once."""
+    contents: dict[str, bytes] = field(default_factory=dict)
+    """What has been fetched of it."""
+    num_bytes: int = 0
+    """Of that."""
+
+    def pull_objects(
+        self, object_ids: list[str], pull_object_fn: Callable[[str], bytes]
+    ) -> dict[str, bytes]:
+        """Flower's, with bounds; it waits for nothing, and goes on where it was.
+
+        Flower's own waits for as long as the sender goes on uploading, for hours, and nobody else's
+        reply is fetched meanwhile. Pulls in several threads.
+
+        Raises:
+            _UnfinishedError: there is time left for what is missing.
+            _IncompleteError: it is too late, or too much.
+        """
+        self.upload = _Upload(object_ids=object_ids, pull=pull_object_fn)
+        lock = threading.Lock()
+
+        def pull(object_id: str) -> bytes:
+            try:
+                content = pull_object_fn(object_id)
+            except ObjectUnavailableError as error:
+                if time.monotonic() < self.until:
+                    raise _UnfinishedError from error
+                raise _IncompleteError(TOO_LATE) from error
+            with lock:
+                self.contents[object_id] = content
+                self.num_bytes += len(content)
+                if self.num_bytes > self.most_bytes:
+                    raise _IncompleteError(f"has more than {self.most_bytes} bytes")
+            return content
+
+        missing = [object_id for object_id in object_ids if object_id not in self.contents]
+        try:
+            inflatable_utils.pull_objects(missing, pull)
+        except ObjectPullError as error:
+            raise _IncompleteError(TOO_LATE) from error
+        return self.contents
 
 
 @contextmanager
-def _bounded_pulls(until: float, most_bytes: int) -> Iterator[None]:
-    """Within, Flower gives a message up that is not all here in time, or too large.
-
-    By itself it waits for as long as its sender goes on uploading, for hours, and nobody else's
-    reply is fetched meanwhile.
-
-    Raises:
-        _IncompleteError: instead of giving such a message out.
-    """
-    pull = partial(_pull_objects, until, most_bytes)
-    http_grid.pull_objects = pull  # type: ignore[assignment]
+def _pulls_by(pull_objects: Callable[..., dict[str, bytes]]) -> Iterator[None]:
+    """Within, Flower's HttpGrid pulls the parts of a message like this."""
+    http_grid.pull_objects = pull_objects
     try:
         yield
     finally:
         http_grid.pull_objects = inflatable_utils.pull_objects
-
-
-def _pull_objects(
-    until: float,
-    most_bytes: int,
-    object_ids: list[str],
-    pull_object_fn: Callable[[str], bytes],
-) -> dict[str, bytes]:
-    """Flower's, with bounds; pulls in several threads."""
-    num_bytes, lock = 0, threading.Lock()
-
-    def pull(object_id: str) -> bytes:
-        nonlocal num_bytes
-        content = pull_object_fn(object_id)
-        with lock:
-            num_bytes += len(content)
-            if num_bytes > most_bytes:
-                raise _IncompleteError(f"has more than {most_bytes} bytes")
-        return content
-
-    remaining = max(0.0, until - time.monotonic())
-    try:
-        return inflatable_utils.pull_objects(object_ids, pull, max_time=remaining)
-    except ObjectPullError as error:
-        raise _IncompleteError("was announced, but not all of it came in time") from error
 
 
 def _without_content(message: Message) -> Message:

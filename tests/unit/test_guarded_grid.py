@@ -167,6 +167,26 @@ def test_a_reply_that_is_not_all_here_at_the_timeout_is_a_failure_and_holds_up_n
     assert exchange.failures[12] == "its message was announced, but not all of it came in time"
 
 
+def test_a_reply_that_is_still_uploaded_holds_up_no_other() -> None:
+    """Node 12 has announced its reply, whose metrics come after the first look: in 5 s of time."""
+    superlink = FakeSuperLink()
+    confirmed: list[Any] = []
+    superlink.ConfirmMessageReceived = confirmed.append  # type: ignore[method-assign,assignment]
+    grid = guarded(superlink)
+    superlink.unfinished = {MetricRecord({"m": 12}).deflate()}
+    message_ids = list(grid.push_messages(requests(12, 11)))
+    started = time.monotonic()
+    (reply,) = grid.pull_messages(message_ids)
+    assert time.monotonic() - started < 2.5
+    assert reply.metadata.src_node_id == 11
+    superlink.unfinished.clear()
+    (reply,) = grid.pull_messages(message_ids)
+    assert reply.metadata.src_node_id == 12
+    assert reply.content["metrics"]["m"] == 12  # type: ignore[index]
+    assert len({request.message_object_id for request in confirmed}) == 2
+    assert list(grid.pull_messages(message_ids)) == []
+
+
 def test_a_reply_that_is_too_large_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """The requests have less than 100 bytes, an answer with nothing but a metric more than 20."""
     monkeypatch.setattr(guarded_grid, "LARGEST_SMALL_REPLY", 20)
