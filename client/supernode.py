@@ -10,7 +10,8 @@ another one beside it. On a device that takes longer, because it is small or bus
 slow each other down until no one ever gets there. Here it has `START_SECONDS`.
 
 Nor does Flower's SuperNode forget what a device keeps of runs that are over, a model's size or more
-of each. Here it keeps that of `KEPT_RUNS`.
+of each. Here it keeps that of `KEPT_RUNS`. Every message leaves a task behind as well, and once a
+second it looks through all of them. Here those that are done are forgotten.
 
 And where Flower meets an error that it does not try again, a SuperLink's HTTP 500 for example, its
 SuperNode does nothing any more, but its process stays. Here it ends, so that a service starts it
@@ -33,6 +34,7 @@ from types import SimpleNamespace
 
 import httpx
 from flwr.app import Context
+from flwr.common.constant import Status
 from flwr.supercore.date import now
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection, start_client_internal
@@ -54,7 +56,7 @@ KEPT_RUNS = 4
 
 
 class PatientNodeState(InMemoryNodeState):
-    """Flower's, but a ClientApp has more time to start, and old runs are forgotten."""
+    """Flower's, but a ClientApp has more time to start, and what is over is forgotten."""
 
     def set_run_series_context(self, series_id: int, context: Context) -> None:
         """Keep what a device remembers of a run, the one that it works for now."""
@@ -67,7 +69,12 @@ class PatientNodeState(InMemoryNodeState):
                 self.run_store.pop(contexts.pop(oldest).run_id, None)
 
     def claim_task(self, task_id: int) -> str | None:
-        """Claim a pending task for a process that is about to start."""
+        """Claim a pending task for a process that is about to start; forget those that are done."""
+        with self.lock_task_store:
+            tasks = self.task_store
+            done = [i for i, task in tasks.items() if task.status.status == Status.FINISHED]
+            for done_id in done:
+                del tasks[done_id]
         token = super().claim_task(task_id)
         if token is not None:
             until = now() + timedelta(seconds=START_SECONDS)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import httpx
 import pytest
 from flwr.app import Context, RecordDict
+from flwr.common.constant import SubStatus
 from flwr.supercore.constant import TaskType
 from flwr.supercore.corestate import in_memory_corestate
 from flwr.supercore.date import now
@@ -67,6 +68,24 @@ def test_a_clientapp_has_time_to_start(
     monkeypatch.setattr(in_memory_corestate, "now", later)
     assert (state.get_task_by_token(token) is not None) is is_waited_for
     assert (state.claim_task(task_id) is None) is is_waited_for
+
+
+def test_tasks_that_are_done_are_forgotten() -> None:
+    """Two messages are answered, one of them with a failure; of two more the first one begins."""
+    state = PatientNodeState(ObjectStoreFactory().store())
+    for outcome in (SubStatus.COMPLETED, SubStatus.FAILED):
+        task_id = state.create_task(TaskType.CLIENT_APP, run_id=1, fab_hash="hash")
+        assert task_id is not None
+        assert state.claim_task(task_id) is not None
+        assert state.activate_task(task_id)
+        assert [task.task_id for task in state.get_tasks()] == [task_id]
+        assert state.finish_task(task_id, outcome, "")
+    task_id, waiting_id = (
+        state.create_task(TaskType.CLIENT_APP, run_id=1, fab_hash="hash") for _ in range(2)
+    )
+    assert task_id is not None
+    assert state.claim_task(task_id) is not None
+    assert {task.task_id for task in state.get_tasks()} == {task_id, waiting_id}
 
 
 def test_what_a_device_remembers_of_old_runs_is_forgotten() -> None:
