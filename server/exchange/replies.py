@@ -111,7 +111,8 @@ class Expectation:
     min_examples: int = 1
     """Fewest images that a reply may stand for."""
     num_samples: Mapping[int, int] = field(default_factory=dict)
-    """Partition id -> training images that the device registered with; 0 or absent: unknown."""
+    """Partition id -> images that the device has: as many for training as it registered with, and,
+    where it evaluates, those held out from them as well; 0 or absent: unknown."""
 
 
 class _RefusedError(ValueError):

@@ -83,6 +83,7 @@ def train_quantized(
         entries=model.entries,
         deploy={bits: part.deployed_weights for bits, part in model.by_bits.items()},
         lifts_codes=config.federation.update_format == "codes",
+        holdout_fraction=config.data.holdout_fraction,
         renews_statistics=config.training.batch_norm_images > 0,
         weighs_by_error=config.federation.bit_weighting == "error",
     )

@@ -8,6 +8,7 @@ decoded. Averaging, server optimizers and robust aggregation are Flower's own co
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -198,6 +199,7 @@ class PackedUpdates(FedAvg):
         assert isinstance(grid, SampledGrid)
         state = to_state(arrays)
         self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
+        trained_share = 1 - self.plan.holdout_fraction
         contents = {}
         for bits in groups:
             payload, _ = pack_model(self.plan.entries.view(state, bits), self.plan.downlink_format)
@@ -212,6 +214,10 @@ class PackedUpdates(FedAvg):
                 round_index=server_round - 1,
                 metric_names=EVALUATION_METRICS,
                 min_examples=0,
+                num_samples={
+                    device.partition_id: math.ceil(device.num_samples / trained_share)
+                    for device in grid.devices
+                },
             )
         messages = super().configure_evaluate(server_round, ArrayRecord(), config, grid)
         return groups.fill(messages, contents)

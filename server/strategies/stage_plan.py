@@ -33,6 +33,8 @@ class StagePlan:
     """Set where devices are to have differential privacy."""
     seed: int = 0
     """Of the run: what is repeatable in the mechanism derives from it."""
+    holdout_fraction: float = 0.0
+    """Of a device's images, those that it evaluates on."""
     renews_statistics: bool = False
     """Whether devices measure batch normalisation's statistics after the last round."""
     weighs_by_error: bool = False

@@ -523,6 +523,19 @@ def test_more_right_answers_than_images_are_refused() -> None:
     assert [refusal.kind for refusal in strategy.judgement.refused] == [RefusalKind.BAD_METRICS]
 
 
+@pytest.mark.parametrize(("num_examples", "is_good"), [(2500, True), (2501, False)])
+def test_a_device_evaluates_on_hardly_more_images_than_it_has(
+    num_examples: int, is_good: bool
+) -> None:
+    """1,000 for training and a fifth held out: 1,250 in all, and it may have gained as many."""
+    strategy = make_strategy(StrategyConfig(name="fedavg"), plan(holdout_fraction=0.2))
+    (message,) = strategy.configure_evaluate(1, to_record(state(1)), ConfigRecord(), view_of(1))
+    metrics = {"num-examples": num_examples, "correct": 4, "correct-top5": 4, "loss-sum": 1.0}
+    reply = Reply(partition_id=0, round_index=0, metrics=metrics)
+    strategy.aggregate_evaluate(1, [Message(reply.to_record(), reply_to=message)])
+    assert bool(strategy.judgement.accepted) is is_good
+
+
 def test_robust_strategies_need_more_replies() -> None:
     """Krum 2f + 3, Bulyan 4f + 3, Multi-Krum that or f more than it selects (5 by default); a
     trimmed mean as many that a fifth, its default, is one; the others min-devices alone."""
