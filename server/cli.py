@@ -137,12 +137,13 @@ def _register(options: argparse.Namespace) -> None:
     names = options.devices or folder.device_names()
     if not names:
         raise UserError(f"'{folder.devices}' holds no device keys")
+    # First: a SuperLink whose certificate has ended can't be asked.
+    if notice := certificate_notice(folder, datetime.datetime.now(datetime.UTC)):
+        _say(notice)
     with _client(folder, options) as client:
         new = register_devices(folder, names, client)
     for name in names:
         _say(f"{name}: {'registered' if name in new else 'was registered already'}")
-    if notice := certificate_notice(folder, datetime.datetime.now(datetime.UTC)):
-        _say(notice)
 
 
 def _rotate(options: argparse.Namespace) -> None:

@@ -141,8 +141,8 @@ class ControlClient:
             reason = answer.get("error-message") or done.stderr or done.stdout
             if UNREACHABLE in reason:
                 raise UserError(
-                    f"the SuperLink at {self.address} can't be reached: is it running, and is "
-                    f"{self.address} its Control API?"
+                    f"the SuperLink at {self.address} can't be reached: is it running, is "
+                    f"{self.address} its Control API, and is its certificate still good?"
                 )
             raise UserError(f"the SuperLink at {self.address} refused: {_one_line(reason)}")
         return dict(answer)

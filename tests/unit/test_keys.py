@@ -173,6 +173,18 @@ def test_operators_are_told_before_the_servers_certificate_ends(
     assert not notice or any(day in notice for day in near)
 
 
+def test_a_certificate_that_has_ended_is_said_before_the_superlink_is_asked(
+    folder: KeyFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With such a certificate nothing can be asked of it: here nobody listens."""
+    monkeypatch.setattr("server.deployment.keys.NOTICE_BEFORE", datetime.timedelta(days=398))
+    arguments = ["register", "--superlink", "127.0.0.1:1"]
+    assert main(["keys", "--dir", str(folder.root), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert "make the next one with keys renew" in captured.out
+    assert "is its certificate still good?" in captured.err
+
+
 def test_without_a_server_certificate_there_is_nothing_to_tell(folder: KeyFolder) -> None:
     folder.server_certificate.unlink()
     assert certificate_notice(folder, datetime.datetime.max.replace(tzinfo=datetime.UTC)) == ""
