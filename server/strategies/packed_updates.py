@@ -268,6 +268,8 @@ def _cheap_garbage_collection() -> Iterator[None]:
     """Make Flower's full collections, in some strategies one for every reply, look at new objects
     only: over all of torch's each would take half a second.
     """
+    # Garbage that is frozen comes back as old, where it stays: of 200 rounds it was 40 MB.
+    gc.collect(1)
     gc.freeze()
     try:
         yield

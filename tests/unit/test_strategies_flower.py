@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from common.settings import Scalar
 from server.exchange.registry import RegisteredDevice, SampledGrid
 from server.exchange.replies import RefusalKind
 from server.model.forms import to_record, to_state
+from server.strategies import packed_updates
 from server.strategies.flower import (
     STRATEGIES,
     make_strategy,
@@ -534,6 +536,21 @@ def test_a_device_evaluates_on_hardly_more_images_than_it_has(
     reply = Reply(partition_id=0, round_index=0, metrics=metrics)
     strategy.aggregate_evaluate(1, [Message(reply.to_record(), reply_to=message)])
     assert bool(strategy.judgement.accepted) is is_good
+
+
+def test_garbage_of_before_does_not_stay() -> None:
+    """A cycle: frozen while Flower aggregates, it would come back as old."""
+
+    class Node:
+        neighbour: Node
+
+    node = Node()
+    node.neighbour = node
+    trace = weakref.ref(node)
+    del node
+    with packed_updates._cheap_garbage_collection():
+        pass
+    assert trace() is None
 
 
 def test_robust_strategies_need_more_replies() -> None:
