@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.payloads import wire_header
 from common.quantization import fake_quantize
 from common.quantized_layers import FakeQuantizer
 from simulations.bench import deltas, noise, peers, timing
@@ -199,16 +198,14 @@ class TestNumpyPacking:
 
 
 class TestDeltas:
-    def test_every_encoding_makes_its_header(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A device's round has a header of its own: kept ones, equal in every repetition, do not
-        count. The payload that is decoded, a warm-up and three measurements: five headers.
-        """
-        encode, headers = wire_header._encode, []
+    def test_every_encoding_is_of_a_round_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Or headers that are kept would serve. The one that is decoded, a warm-up, three more."""
+        encode, rounds = deltas.encode_delta, []
 
-        def made(*content: Any) -> bytes:
-            headers.append(content)
-            return encode(*content)
+        def encode_and_note(*arguments: Any) -> Any:
+            rounds.append(arguments[-1].get("round"))
+            return encode(*arguments)
 
-        monkeypatch.setattr(wire_header, "_encode", made)
+        monkeypatch.setattr(deltas, "encode_delta", encode_and_note)
         deltas._measure(replace(QUICK, timer=Timer(repeats=3, least_seconds=0.0)), "resnet8")
-        assert len(set(headers)) == len(headers) == 5
+        assert len(set(rounds)) == len(rounds) == 5
