@@ -20,7 +20,7 @@ import torch
 from client.local_device import to_grey
 from common.data.augmentation import normalize
 from common.data.image_decoding import decode_image
-from common.data.image_folder import IMAGE_SUFFIXES
+from common.data.image_folder import has_image_suffix, image_formats
 from common.data.input_spec import InputSpec
 from common.errors import UserError
 from common.payloads.packed_model import PackedModel
@@ -52,7 +52,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if _is_image(file, path))
             if not found:
-                raise UserError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise UserError(f"{path} holds no images ({image_formats()})")
             images += found
         elif path.exists():
             images.append(path)
@@ -88,7 +88,7 @@ def predict(model: PackedModel, images: Sequence[Path]) -> Iterator[Prediction]:
 
 def _is_image(file: Path, folder: Path) -> bool:
     is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not is_hidden and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    return not is_hidden and has_image_suffix(file.name) and file.is_file()
 
 
 def _read(path: Path, inputs: InputSpec) -> np.ndarray:

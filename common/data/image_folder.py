@@ -141,13 +141,13 @@ def list_images(
                     if not entry.name.startswith(".") and _is_image(entry)
                 )
             if not found and class_names is None and not may_lack_images:
-                raise UserError(f"class folder {root / folder} holds no {_formats()} image")
+                raise UserError(f"class folder {root / folder} holds no {image_formats()} image")
             files.update((f"{folder}/{name}", stat) for name, stat in found)
             labels.extend([classes.index(folder)] * len(found))
     except OSError as error:
         raise UserError(f"cannot read image folder {error.filename}: {error.strerror}") from error
     if not files:
-        raise NoImagesError(f"{root} holds no images: expected CLASS/*.png (or {_formats()})")
+        raise NoImagesError(f"{root} holds no images: expected CLASS/*.png (or {image_formats()})")
     return FolderListing(
         root=root, class_names=classes, files=files, labels=np.array(labels, dtype=np.int64)
     )
@@ -217,7 +217,12 @@ def _read(path: Path, image_size: int | None) -> np.ndarray:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file()
+    return has_image_suffix(entry.name) and entry.is_file()
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file of this name is an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _class_order(names: Sequence[str]) -> type[int] | type[str]:
@@ -229,5 +234,6 @@ def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def _formats() -> str:
+def image_formats() -> str:
+    """Those that are read, as messages name them."""
     return "/".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
