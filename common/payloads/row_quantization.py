@@ -112,5 +112,5 @@ def _quantize_block(
 
 def _random_bytes(generator: np.random.Generator, count: int) -> NDArray[np.uint8]:
     """Uniform uint8 [count], eight from each raw 64-bit draw: the quickest that numpy has."""
-    words = generator.integers(0, 2**64 - 1, -(-count // 8), dtype=np.uint64, endpoint=True)
+    words: NDArray[np.uint64] = generator.bit_generator.random_raw(-(-count // 8))
     return words.view(np.uint8)[:count]

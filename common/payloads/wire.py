@@ -250,8 +250,11 @@ def _write_section(section: str, values: NDArray[Any], rows: Sequence[Row]) -> m
     bits = _SECTION_BITS[section]
     codes = values.view(np.uint8)
     codes += np.uint8(1 << (bits - 1))  # code - Q_N; wraps, so that any code out of range is large
-    _check_values(section, codes, rows)
-    return bitpack.pack(codes, bits).data
+    try:
+        return bitpack.pack(codes, bits).data
+    except ValueError:
+        _check_values(section, codes, rows)  # names the tensor
+        raise
 
 
 def _read_section(

@@ -1,7 +1,5 @@
 """Row quantization: codes and steps by hand, the dither's exact mean, and the edges of float32."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -16,10 +14,11 @@ class EveryDither:
     """Stands in for a generator: bytes 0, 1, ... 255 for 256 values, then the next fraction's."""
 
     def __init__(self) -> None:
+        self.bit_generator = self
         self.fractions = iter(range(0, 256, 2))
 
-    def integers(self, low: int, high: int, size: int, **_: Any) -> np.ndarray:
-        assert (low, high, size) == (0, 2**64 - 1, 33)
+    def random_raw(self, size: int) -> np.ndarray:
+        assert size == 33
         fraction = np.full(8, next(self.fractions))
         return np.concatenate([np.arange(256), fraction]).astype(np.uint8).view(np.uint64)
 
@@ -27,8 +26,11 @@ class EveryDither:
 class LargestDither:
     """Stands in for a generator: every random byte is 255."""
 
-    def integers(self, low: int, high: int, size: int, **_: Any) -> np.ndarray:
-        return np.full(size, high, np.uint64)
+    def __init__(self) -> None:
+        self.bit_generator = self
+
+    def random_raw(self, size: int) -> np.ndarray:
+        return np.full(size, 2**64 - 1, np.uint64)
 
 
 def test_nearest_by_hand() -> None:
