@@ -137,7 +137,8 @@ def test_bad_overrides_are_refused_by_name(overrides: list[str], message: str) -
 def test_unknown_scenarios_name_the_known_ones(tmp_path: Path) -> None:
     for missing in ("cifar1000", str(tmp_path / "none.yaml"), str(tmp_path), "../digits", ""):
         with pytest.raises(
-            UserError, match=r"unknown scenario .* expected one of cifar100, digits"
+            UserError,
+            match=r"unknown scenario .* expected one of cifar100, cifar100-corrected, digits",
         ):
             load_scenario(missing)
 
