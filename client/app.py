@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from torch.nn import functional
 
+from client.batch_norm import TooFewImagesError
 from client.deadline import Pace
 from client.device import Device, emulated_device, float_model, quantized_model
 from client.health import read_health
@@ -154,6 +155,8 @@ def _train(
         reply = ROUNDS[request.stage](config, device, request, context.state, throttle)
     except PausedTooLongError as error:
         reply = refusal(device, request, Status.PAUSED, str(error))
+    except TooFewImagesError as error:
+        reply = refusal(device, request, Status.NO_DATA, str(error))
     metrics = {**reply.metrics, "round-seconds": time.perf_counter() - started}
     if throttle is not None:
         metrics |= throttle.metrics()

@@ -8,6 +8,8 @@ that running averages over the last steps describe networks that are no more (Na
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -16,8 +18,31 @@ from torch.optim.swa_utils import update_bn
 from client.task import TrainingTask
 from common.data.augmentation import augment_batch
 from common.data.datasets import Dataset, ImageSet
+from common.errors import UserError
 from common.inference import device_of
 from common.precision import forward_in
+
+
+class TooFewImagesError(UserError):
+    """A pass of one image, of which a layer's maps are one pixel: that has no variance."""
+
+
+@contextmanager
+def batch_statistics(num_images: int) -> Iterator[None]:
+    """Around a pass in training mode: torch's words on a single image become a user's.
+
+    Raises:
+        TooFewImagesError: see there.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if num_images > 1:
+            raise
+        raise TooFewImagesError(
+            "a pass of one image: with this model and images of this size batch normalisation "
+            "needs at least two"
+        ) from error
 
 
 def renew_statistics(
@@ -42,6 +67,9 @@ def renew_statistics(
         task: precision, augmentation and the images of a pass.
         generator: source of choice and augmentation.
         num_images: that are taken, or all if there are fewer.
+
+    Raises:
+        TooFewImagesError: it is one, too few for this model.
     """
     count = min(len(images), num_images)
     chosen = torch.randperm(len(images), generator=generator)[:count]
@@ -53,5 +81,5 @@ def renew_statistics(
         )
         for part in chosen.tensor_split(num_passes)
     )
-    with forward_in(task.precision, device):
+    with forward_in(task.precision, device), batch_statistics(count):
         update_bn(inputs, model)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from client.batch_fit import SMALLEST_PART
+from client.batch_norm import batch_statistics
 from client.features import FeatureTap
 from client.losses import correction_loss, cross_entropy, distillation
 from client.optimizer import make_optimizer, schedule_factor, set_learning_rate
@@ -101,6 +102,7 @@ def train(
 
     Raises:
         DivergedError: on a loss or weight that is not finite.
+        TooFewImagesError: a batch is one image, too few for this model.
         ValueError: if the loss needs a teacher and there is none.
     """
     corrected = task.is_corrected
@@ -147,7 +149,11 @@ def train(
                             teacher_logits = teacher_logits.to(device)
                             num_kept += is_kept * len(part_inputs)
                         targets = teacher_tap.take()
-                with forward_in(task.precision, device), quantized_at_once(quantized):
+                with (
+                    forward_in(task.precision, device),
+                    quantized_at_once(quantized),
+                    batch_statistics(len(part_inputs)),
+                ):
                     logits = model(part_inputs)
                 if on_outputs is not None:
                     on_outputs(chosen[part], logits.detach(), teacher_logits)

@@ -156,6 +156,28 @@ def test_train(stage: Stage) -> None:
     assert is_step == ({False} if stage is Stage.FLOAT else {True})
 
 
+@pytest.mark.parametrize("stage", [Stage.FLOAT, Stage.QUANTIZED, Stage.STATISTICS])
+def test_a_device_says_why_one_image_is_too_few(stage: Stage) -> None:
+    """Digits of 8x8 are halved three times: batch normalisation gets one value a channel."""
+    flat = {
+        **FLAT,
+        "model.name": "mobilenetv2-cifar",
+        "warmup.batch-size": 1,
+        "training.batch-size": 1,
+        "training.batch-norm-images": 1,
+    }
+    config = Config.from_flat(flat)
+    teacher = model_state(float_model(config, make_device(config)))
+    changes: dict[str, Any] = {}
+    if stage is Stage.QUANTIZED:
+        payload = encode_float(teacher, "float32", {})
+        changes = {"teacher_hash": content_hash(teacher), "teacher": payload}
+    request = train_request(config, stage, **changes)
+    reply = call(request.to_record(), MessageType.TRAIN, make_context(flat))
+    assert (reply.status, reply.update) == (Status.NO_DATA, b"")
+    assert reply.reason.startswith("a pass of one image: ")
+
+
 def test_train_keeps_its_state_in_the_context() -> None:
     """A round of QuaRC without its teacher is declined; with it, the coreset is remembered."""
     config, context = Config.from_flat(FLAT), make_context()
