@@ -223,9 +223,10 @@ def _predict(options: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be any bytes
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(("image", "class", "probability"))
     hits = []
-    for prediction in predict(model, images):
+    for number, prediction in enumerate(predict(model, images)):
+        if number == 0:  # the first images can be read
+            table.writerow(("image", "class", "probability"))
         table.writerow((prediction.image, prediction.class_name, f"{prediction.probability:.4f}"))
         if (folder := prediction.image.parent.name) in model.inputs.class_names:
             hits.append(prediction.class_name == folder)

@@ -109,21 +109,25 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         find_images([tmp_path])
 
 
-def test_the_command_prints_a_table_and_how_many_are_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One image of each of three folders, two of which are classes: all are "bee"."""
-    model = sure_model()
+def save_sure_model(folder: Path) -> Path:
+    path = folder / "best.fqrc"
     save_packed_model(
-        tmp_path / "best.fqrc",
-        model.network,
+        path,
+        sure_model().network,
         model_name="resnet8",
         inputs=INPUTS,
         quantization=QuantizationConfig(),
     )
-    images = tmp_path / "images"
+    return path
+
+
+def test_the_command_prints_a_table_and_how_many_are_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One image of each of three folders, two of which are classes: all are "bee"."""
+    model, images = save_sure_model(tmp_path), tmp_path / "images"
     write_tree(images, ["ant", "bee", "new"], side=8)
-    assert main(["predict", str(tmp_path / "best.fqrc"), str(images)]) == 0
+    assert main(["predict", str(model), str(images)]) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
         "image,class,probability",
@@ -141,3 +145,22 @@ def test_the_command_refuses_before_it_prints(
     printed = capsys.readouterr()
     assert not printed.out
     assert "none.fqrc cannot be read" in printed.err
+
+
+@pytest.mark.parametrize(("num_good", "num_lines"), [(0, 0), (1, 0), (2, 3), (3, 3)])
+def test_a_table_has_its_head_with_its_first_lines(
+    num_good: int,
+    num_lines: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Batches of two, of which one with a damaged image ends the table: 2 lines and a head."""
+    monkeypatch.setattr(predict_module, "BATCH_SIZE", 2)
+    model, images = save_sure_model(tmp_path), tmp_path / "images"
+    write_tree(images, ["ant"], images=num_good, side=8)
+    (images / "z.png").write_bytes(b"no image")
+    assert main(["predict", str(model), str(images)]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == num_lines
+    assert "z.png" in printed.err
