@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import at_least, folder_path, run_command, write_error
+from common.arguments import at_least, named_path, run_command, write_error
 from common.errors import UserError
 
 
@@ -110,9 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser(
         "predict", help="classify images with a trained model (best.fqrc of a run)"
     )
-    predict.add_argument("model", metavar="MODEL", type=Path, help="a packed model, as best.fqrc")
     predict.add_argument(
-        "images", metavar="IMAGE", type=Path, nargs="+", help="image files, or folders of them"
+        "model", metavar="MODEL", type=named_path, help="a packed model, as best.fqrc"
+    )
+    predict.add_argument(
+        "images",
+        metavar="IMAGE",
+        type=named_path,
+        nargs="+",
+        help="image files, or folders of them",
     )
     predict.set_defaults(command=_predict)
     return parser
@@ -126,7 +132,7 @@ def _add_place(parser: argparse.ArgumentParser, *, required: bool) -> None:
         default="",
         help="where the server is",
     )
-    parser.add_argument("--data", metavar="DIR", type=folder_path, help="folder CLASS/*.jpg")
+    parser.add_argument("--data", metavar="DIR", type=named_path, help="folder CLASS/*.jpg")
     parser.add_argument(
         "--key", metavar="FILE", type=Path, required=required, help="this device's private key"
     )

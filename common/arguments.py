@@ -96,10 +96,10 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return whole_number
 
 
-def folder_path(text: str) -> Path:
-    """The type of an argument that is a folder; an empty one would be the current folder."""
+def named_path(text: str) -> Path:
+    """The type of an argument that is a path; an empty one would be the current folder."""
     if not text:
-        raise argparse.ArgumentTypeError("expected a folder, not ''")
+        raise argparse.ArgumentTypeError("expected a path, not ''")
     return Path(text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.arguments import folder_path, run_command
+from common.arguments import named_path, run_command
 from tests.conftest import ROOT
 
 
@@ -44,8 +44,8 @@ def test_a_pipe_that_breaks_elsewhere_is_one() -> None:
         run_command(argparse.Namespace(command=command))
 
 
-def test_an_empty_folder_is_not_the_current_one() -> None:
+def test_an_empty_path_is_not_the_current_one() -> None:
     """An empty DATA= in a service's environment file."""
-    assert folder_path("images") == Path("images")
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a folder, not ''"):
-        folder_path("")
+    assert named_path("images") == Path("images")
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a path, not ''"):
+        named_path("")

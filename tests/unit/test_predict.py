@@ -164,3 +164,12 @@ def test_a_table_has_its_head_with_its_first_lines(
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == num_lines
     assert "z.png" in printed.err
+
+
+@pytest.mark.parametrize("arguments", [["", "a.png"], ["best.fqrc", "a.png", ""]])
+def test_an_empty_path_is_not_the_current_folder(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", *arguments])
+    assert "expected a path, not ''" in capsys.readouterr().err
