@@ -8,6 +8,7 @@ readable by its owner alone, and none is ever overwritten.
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import re
 import secrets
@@ -129,7 +130,7 @@ def create_fleet_keys(folder: KeyFolder, hosts: Sequence[str], devices: Sequence
 
 
 def renew_server_certificate(folder: KeyFolder, hosts: Sequence[str]) -> None:
-    """Replace the server's key and certificate; the old ones are kept as ``*.old``.
+    """Replace the server's key and certificate; the old ones are kept as ``*.old``, ``*.old-2``...
 
     Args:
         folder: holds the CA.
@@ -144,9 +145,10 @@ def renew_server_certificate(folder: KeyFolder, hosts: Sequence[str]) -> None:
     for path, new_path in new_paths.items():
         new_path.unlink(missing_ok=True)
         write_secret(new_path, contents[path])
+    ending = _free_ending(contents)
     for path, new_path in new_paths.items():
         if path.exists():
-            os.replace(path, path.with_name(f"{path.name}.old"))
+            os.replace(path, path.with_name(f"{path.name}.{ending}"))
         os.replace(new_path, path)
 
 
@@ -242,6 +244,16 @@ def _server_files(folder: KeyFolder, hosts: Sequence[str]) -> dict[Path, bytes]:
         folder.server_key: _pem_key(key),
         folder.server_certificate: certificate.public_bytes(serialization.Encoding.PEM),
     }
+
+
+def _free_ending(paths: Iterable[Path]) -> str:
+    """The first of ``old``, ``old-2``, ... that goes with none of these files' names yet."""
+    endings = itertools.chain(["old"], (f"old-{number}" for number in itertools.count(2)))
+    return next(
+        ending
+        for ending in endings
+        if not any(path.with_name(f"{path.name}.{ending}").exists() for path in paths)
+    )
 
 
 def _load_ca(folder: KeyFolder) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:

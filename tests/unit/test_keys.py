@@ -104,6 +104,17 @@ def test_a_renewed_certificate_is_of_the_same_ca(folder: KeyFolder) -> None:
     assert folder.server_key.with_name("server.key.old").is_file()
 
 
+def test_no_renewal_overwrites_what_an_earlier_one_kept(folder: KeyFolder) -> None:
+    """Three renewals: the pairs of before are the .old, .old-2 and .old-3 ones."""
+    paths, before = (folder.server_key, folder.server_certificate), []
+    for _ in range(3):
+        before.append([path.read_bytes() for path in paths])
+        renew_server_certificate(folder, HOSTS)
+    for ending, pair in zip(("old", "old-2", "old-3"), before, strict=True):
+        kept = [path.with_name(f"{path.name}.{ending}") for path in paths]
+        assert [path.read_bytes() for path in kept] == pair
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
