@@ -22,6 +22,7 @@ from torch import Tensor
 from common.atomic_file import replacing
 from common.errors import UserError
 from common.models import describe_mismatch, state_shapes
+from common.paths import without_tilde
 
 DISTRIBUTION_NAME = "fedquarc"
 _SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -166,7 +167,7 @@ def resolve_teacher(setting: str, model_name: str, dataset_name: str) -> Path | 
                 f"shipped are: {shipped}"
             )
         return teacher
-    path = Path(setting).expanduser()
+    path = without_tilde(setting)
     if not path.is_file():
         raise UserError(f"model.teacher = {setting!r}: expected 'shipped' or an existing file")
     return path

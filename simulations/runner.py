@@ -11,6 +11,7 @@ from pathlib import Path
 from common.checkpoints import resolve_teacher
 from common.config import ASYNCHRONOUS, Config
 from common.errors import UserError
+from common.paths import without_tilde
 from common.settings import Scalar
 from server.checkpoints.device_states import device_folder
 from server.records.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
@@ -150,5 +151,5 @@ def absolute_paths(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
     ):
         value = settings.get(key)
         if isinstance(value, str) and value and value != word:
-            absolute[key] = str(Path(value).expanduser().resolve())
+            absolute[key] = str(without_tilde(value).resolve())
     return absolute

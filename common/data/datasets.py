@@ -32,6 +32,7 @@ from common.data.image_folder import folder_source
 from common.data.stratify import stratified_mask
 from common.errors import UserError
 from common.extras import import_extra
+from common.paths import without_tilde
 
 DIGITS_TEST_FRACTION = 0.2
 SUBSET_BLOCK = 512
@@ -189,14 +190,14 @@ def load_image_folder(
         UserError: the images are missing, damaged or of other classes.
     """
     source = folder_source(
-        Path(root).expanduser(), image_size=image_size, class_names=class_names, with_test=False
+        without_tilde(root), image_size=image_size, class_names=class_names, with_test=False
     )
     return _image_set(load_cached(source, cache_dir()), "train")
 
 
 def _root(root: str | None) -> Path | None:
     chosen = root or os.environ.get("FEDQUARC_DATA")
-    return Path(chosen).expanduser() if chosen else None
+    return without_tilde(chosen) if chosen else None
 
 
 def _from_source(

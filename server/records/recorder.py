@@ -22,6 +22,7 @@ from common.atomic_file import replacing
 from common.config import Config
 from common.errors import UserError
 from common.lock import hold
+from common.paths import without_tilde
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -47,7 +48,7 @@ def no_annotation(line: Mapping[str, Any]) -> Mapping[str, Any]:
 def default_run_folder(config: Config) -> Path:
     """run.resume, run.out, or runs/<dataset>-<model>-<bits>-<time> under the current directory."""
     if folder := config.run.resume or config.run.out:
-        return Path(folder).expanduser()
+        return without_tilde(folder)
     bits = f"{config.quantization.weight_bits}w{config.quantization.activation_bits}a"
     started = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{config.data.dataset}-{config.model.name}-{bits}-{started}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from common.paths import without_tilde
 
 FOLDER = Path(__file__).parents[1]
 DEVICE_CLASSES = FOLDER / "fleets" / "classes.yaml"
@@ -39,7 +40,7 @@ class ShippedFiles:
         shipped = self.descriptions()
         if name_or_path in shipped:
             return self.folder / f"{name_or_path}.yaml"
-        path = Path(name_or_path).expanduser()
+        path = without_tilde(name_or_path)
         if path.is_file():
             return path
         raise UserError(
