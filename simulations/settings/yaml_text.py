@@ -47,9 +47,14 @@ def _one_line(error: Exception) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, and no key twice."""
+    """YAML 1.2's core schema, no key twice, and nothing that holds itself."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's way to have none)
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        # Inner nodes at once, not after outer ones: PyYAML then refuses an alias of an outer one.
+        self.deep_construct = True
+        return super().construct_document(node)  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

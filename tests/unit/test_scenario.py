@@ -109,6 +109,12 @@ def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
         ("data: {alpha: 1\n", r"mine.yaml is not YAML: .*\(line 2, column 1\)"),
         ("data: !!python/object:os.system {}\n", "is not YAML: could not determine a constructor"),
         ("- data\n", r"expected settings by section, not \['data'\]"),
+        (
+            "data: &mine {alpha: *mine}\n",
+            r"found unconstructable recursive node \(line 1, column 7",
+        ),
+        ("&mine\ndata: *mine\n", r"found unconstructable recursive node \(line 1, column 1"),
+        ("data: {alpha: &mine [*mine]}\n", "found unconstructable recursive node"),
         ("3: 4\n", "the key 3 is not a name"),
         ("data: {num-devices: 3}\nfederation: {min-devices: 4}\n", "min-devices = 4: expected at"),
     ],
