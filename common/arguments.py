@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
 import sys
@@ -12,6 +13,10 @@ from pathlib import Path
 from common.config import DEFAULT_KEYS
 from common.errors import UserError
 from common.settings import refuse_unknown
+
+REFUSED_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""Errors that Python 3.11 raises where it is asked whether there is a file: the path is another's
+or too long."""
 
 
 def write_error(line: str) -> None:
@@ -28,14 +33,18 @@ def run_command(options: argparse.Namespace, say: Callable[[str], None] = write_
     """
     try:
         return int(options.command(options) or 0)
-    # Python 3.11 raises where a path lies in a folder that may not be looked into.
-    except (UserError, PermissionError) as error:
+    except UserError as error:
         say(f"error: {error}")
         return 2
     except BrokenPipeError:
         if not output_is_closed():
             raise
         return 1
+    except OSError as error:
+        if error.errno not in REFUSED_PATHS:
+            raise
+        say(f"error: {error}")
+        return 2
     except KeyboardInterrupt as error:
         say(str(error) or "interrupted")
         return 130

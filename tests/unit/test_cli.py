@@ -58,6 +58,16 @@ def test_what_may_not_be_looked_at_is_bad_input(
         assert capsys.readouterr().err == f"error: [Errno 13] Permission denied: '{name}'\n"
 
 
+def test_too_long_a_name_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    """File systems take 255 bytes."""
+    name = "x" * 256
+    for arguments in (["run", name], ["run", "--resume", name], ["run", "digits", "--out", name]):
+        assert cli.main(arguments) == 2
+        output = capsys.readouterr()
+        assert output.err.startswith("error: [Errno 36] File name too long: ")
+        assert output.err.count("\n") == 1
+
+
 def test_settings_are_checked_against_the_number_of_devices_that_a_fleet_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
