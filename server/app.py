@@ -69,7 +69,7 @@ def main(grid: Grid, context: Context) -> None:
     with bound_fields(run_id=str(context.run_id)):
         with logged_failure():
             config = Config.from_flat(context.run_config)
-            _refuse_attack(config)
+            check_deployable(config)
         # Only between machines are messages read again from what a stranger sent.
         timeout = config.federation.round_timeout
         view = GuardedGrid(grid, timeout_seconds=timeout) if isinstance(grid, HttpGrid) else grid
@@ -205,6 +205,18 @@ def _federate(
             _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")
     reporter.finish(summary)
     return summary
+
+
+def check_deployable(config: Config) -> None:
+    """Refuse settings that no run with real devices can have, wherever it runs.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    _refuse_attack(config)
+    _refuse_emulation(config)
+    check_mixed_bits(config)
+    required_replies(config)
 
 
 def _refuse_attack(config: Config) -> None:

@@ -34,7 +34,11 @@ def run_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Scala
     """
     settings = _read(file) if file is not None else {}
     settings |= {key: _value(text) for key, text in split_settings(overrides).items()}
-    Config.from_flat(settings)
+    config = Config.from_flat(settings)
+    # Imported late: it needs torch and Flower, which take seconds.
+    from server.app import check_deployable
+
+    check_deployable(config)
     return settings
 
 

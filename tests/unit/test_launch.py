@@ -38,6 +38,19 @@ def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
         ("", "run.seed", "expected key=value"),
         ("", "run.seed=-1", "run.seed = -1"),
         ("", "run.seed=1 run.seed=1", "run.seed is set twice on the command line"),
+        # What the ServerApp would refuse, at every restart.
+        (
+            "[attack]\nname = 'sign-flip'",
+            "run.seed=1",
+            "attack.name = 'sign-flip': expected 'none'",
+        ),
+        ("", "fleet.name=pi-lab fleet.deadline=1", "fleet.name = 'pi-lab': expected none"),
+        ("", "strategy.name=krum strategy.num-malicious=9", "needs at least 21 devices"),
+        (
+            "[federation]\nmixed-bits = '2,4'",
+            "strategy.name=krum",
+            "with federation.mixed-bits = '2,4'",
+        ),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, content: str, override: str, said: str) -> None:
