@@ -81,6 +81,8 @@ class DeviceRegistry:
         """Node id -> queries in a row that it answered with errors."""
         self._partition_of: dict[int, int] = {}
         """Node id -> partition id of all devices that ever were there."""
+        self._owner_of: dict[int, int] = {}
+        """Partition id -> node id of the device that had it first."""
         self._expected_holders: set[int] = set()
         """Partition ids of devices that hold the teacher and were not there yet."""
 
@@ -151,7 +153,7 @@ class DeviceRegistry:
             self._refuse(node_id, f"device {partition_id} says an impossible number of images")
         elif self.mixed_bits and reply.metrics.get(WEIGHT_BITS) not in self.mixed_bits:
             self._refuse(node_id, f"device {partition_id} says none of the run's bit-widths")
-        elif partition_id in self._by_partition:
+        elif partition_id in self._by_partition and self._owner_of[partition_id] != node_id:
             self._refuse(node_id, f"a second device with partition id {partition_id} is ignored")
         else:
             self._by_partition[partition_id] = RegisteredDevice(
@@ -162,6 +164,7 @@ class DeviceRegistry:
                 weight_bits=int(reply.metrics[WEIGHT_BITS]) if self.mixed_bits else 0,
             )
             self._refused.pop(node_id, None)
+            self._owner_of.setdefault(partition_id, node_id)
             log_event("device-joined", device=partition_id)
             self._partition_of[node_id] = partition_id
             self._note_holder(partition_id, node_id)

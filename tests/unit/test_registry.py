@@ -105,6 +105,24 @@ def test_a_second_device_of_one_partition_is_ignored() -> None:
     assert notes == ["a second device with partition id 7 is ignored"]
 
 
+def test_who_was_there_first_has_its_partition_when_it_is_back() -> None:
+    """While device 1 is away, device 0 says that it forgot the run, and that it is device 1."""
+    claims = {0: 0}
+    registry, grid, notes = make_registry(lambda k, _: query_reply(claims.get(k, k)), (0, 1))
+    registry.refresh()
+    grid.partition_ids.remove(1)
+    claims[0] = 1
+    registry.courier.forgetful_nodes.add(node_id_of(0))
+    registry.refresh()
+    assert [(d.partition_id, d.node_id) for d in registry.devices] == [(1, node_id_of(0))]
+    grid.partition_ids.append(1)
+    for _ in range(3):
+        registry.give_turn()
+        registry.refresh()
+        assert [(d.partition_id, d.node_id) for d in registry.devices] == [(1, node_id_of(1))]
+    assert notes == ["a second device with partition id 1 is ignored"]
+
+
 def test_devices_that_cannot_take_part_are_named() -> None:
     answers: dict[int, Reply | RecordDict] = {
         0: query_reply(0),
