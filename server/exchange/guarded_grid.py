@@ -117,11 +117,11 @@ class GuardedGrid(GridView):
             time.sleep(min(POLL_SECONDS, remaining))
 
     def _pull(self, message_id: str) -> list[Message]:
-        """The reply to one message, if it is there."""
+        """The reply to one message, if it is there; after its time it is looked for once."""
         due = self._due.get(message_id)
         if due is None:
             return []
-        message = due.message
+        message, is_over = due.message, time.monotonic() >= due.until
         try:
             received = self._fetch(message_id, due)
         except _IncompleteError as error:
@@ -130,7 +130,7 @@ class GuardedGrid(GridView):
         except UNREADABLE as error:
             del self._due[message_id]
             return [_failure(message, f"can't be read: {type(error).__name__}: {error}")]
-        if received:
+        if received or is_over:
             del self._due[message_id]
         return [
             reply

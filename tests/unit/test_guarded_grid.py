@@ -215,3 +215,19 @@ def test_messages_that_are_pulled_one_by_one_are_guarded_as_well() -> None:
     assert reply.content["metrics"]["m"] == 11  # type: ignore[index]
     assert list(grid.pull_messages([first, second])) == []
     assert all("c" in message.content for message in asked)
+
+
+def test_replies_that_never_come_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers, whichever way they are asked; the last look is when the time is over."""
+    clock = FakeTime()
+    monkeypatch.setattr(guarded_grid, "time", clock)
+    superlink = FakeSuperLink()
+    superlink.PullMessages = lambda _: PullAppMessagesResponse()  # type: ignore[method-assign,assignment]
+    grid = guarded(superlink)
+    assert list(grid.send_and_receive(requests(11, 12), timeout=2.0)) == []
+    message_ids = list(grid.push_messages(requests(13)))
+    assert list(grid.pull_messages(message_ids)) == []
+    assert len(grid._due) == 1
+    clock.sleep(5.0)
+    assert list(grid.pull_messages(message_ids)) == []
+    assert not grid._due
