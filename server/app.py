@@ -107,67 +107,40 @@ def run_federation(
         UserError: for what a user can mend: settings, data, checkpoint, folder, devices.
     """
     events = EventFile(run_folder / EVENTS_FILE)
-    with bound_fields(run=run_folder.name), events, logged_failure(), ExitStack() as claims:
-        return _federate(
-            grid,
-            config,
-            EventReporter(reporter),
-            run_folder,
-            events,
-            claims,
-            clock=clock,
-            annotate=annotate,
-            device_states=device_states,
-            harness=harness,
+    with bound_fields(run=run_folder.name), events, logged_failure(), ExitStack() as contexts:
+        reporter = EventReporter(reporter)
+        started = time.perf_counter()
+        is_there = run_folder.is_dir()
+        if not (is_there and config.run.resume):
+            check_run_folder(run_folder)
+        if is_there:
+            contexts.enter_context(claimed(run_folder, reporter.note))
+        checkpoints = Checkpoints(
+            run_folder, config, devices=device_states, harness=harness, note=reporter.note
         )
-
-
-def _federate(
-    grid: Grid,
-    config: Config,
-    reporter: Reporter,
-    run_folder: Path,
-    events: EventFile,
-    claims: ExitStack,
-    *,
-    clock: Clock | None,
-    annotate: Annotate,
-    device_states: Path | None,
-    harness: Harness | None,
-) -> dict[str, Any]:
-    """See `run_federation`."""
-    started = time.perf_counter()
-    is_there = run_folder.is_dir()
-    if not (is_there and config.run.resume):
-        check_run_folder(run_folder)
-    if is_there:
-        claims.enter_context(claimed(run_folder, reporter.note))
-    checkpoints = Checkpoints(
-        run_folder, config, devices=device_states, harness=harness, note=reporter.note
-    )
-    started -= checkpoints.earlier.get("wall_seconds", 0.0)
-    check_mixed_bits(config)
-    if harness is None:
-        _refuse_emulation(config)
-    min_devices = required_replies(config)
-    tensorboard = TensorBoardLog(run_folder) if config.run.tensorboard else None
-    accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
-    dataset = configured_dataset(config.data)
-    module, is_trained = _float_module(config, dataset)
-    reporter.start(config, run_folder)
-    timeout = config.federation.round_timeout if harness is None else harness.deadline_seconds
-    courier = Courier(grid, timeout_seconds=timeout, clock=clock)
-    introduction = QueryRequest(inputs=InputSpec.of(dataset)).to_record()
-    mixed_bits = config.device_bits if config.federation.mixed_bits else ()
-    registry = DeviceRegistry(courier, reporter.note, introduction, mixed_bits)
-    with quiet_flower():
+        started -= checkpoints.earlier.get("wall_seconds", 0.0)
+        check_mixed_bits(config)
+        if harness is None:
+            _refuse_emulation(config)
+        min_devices = required_replies(config)
+        tensorboard = TensorBoardLog(run_folder) if config.run.tensorboard else None
+        accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
+        dataset = configured_dataset(config.data)
+        module, is_trained = _float_module(config, dataset)
+        reporter.start(config, run_folder)
+        timeout = config.federation.round_timeout if harness is None else harness.deadline_seconds
+        courier = Courier(grid, timeout_seconds=timeout, clock=clock)
+        introduction = QueryRequest(inputs=InputSpec.of(dataset)).to_record()
+        mixed_bits = config.device_bits if config.federation.mixed_bits else ()
+        registry = DeviceRegistry(courier, reporter.note, introduction, mixed_bits)
+        contexts.enter_context(quiet_flower())
         if checkpoints.has_busy_devices:
             registry.refresh()  # they answer, whoever else is there
         else:
             registry.wait_for(min_devices, timeout_seconds=config.federation.round_timeout)
         registry.traffic.add(Traffic(**checkpoints.earlier.get("query_traffic", {})))
         if not is_there:
-            claims.enter_context(claimed(run_folder, reporter.note))
+            contexts.enter_context(claimed(run_folder, reporter.note))
             check_run_folder(run_folder)  # another run may have come first
         checkpoints.restore_files()
         kept_bytes = checkpoints.kept_bytes
@@ -203,8 +176,8 @@ def _federate(
             summary = recorder.write_summary(summary)
             checkpoints.clear()
             _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")
-    reporter.finish(summary)
-    return summary
+        reporter.finish(summary)
+        return summary
 
 
 def check_deployable(config: Config) -> None:
