@@ -35,12 +35,8 @@ def plot_curves(
     _plot_accuracy(accuracy, lines, summary)
     _plot_loss(loss, lines, summary)
     _plot_bytes(traffic, lines)
-    ticker = import_extra("matplotlib.ticker", needed_for=NEEDED_FOR)
     for axes in (accuracy, loss, traffic):
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(visible=True, axis="y", alpha=0.25)
+        finish_rounds(axes)
     figure.suptitle(
         f"{summary['model']} on {summary['dataset']}, "
         f"{summary['weight_bits']}w{summary['activation_bits']}a, {describe_coreset(summary)}, "
@@ -49,6 +45,15 @@ def plot_curves(
     )
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def finish_rounds(axes: Any) -> None:
+    """The style of a panel over rounds."""
+    ticker = import_extra("matplotlib.ticker", needed_for=NEEDED_FOR)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, axis="y", alpha=0.25)
 
 
 def describe_coreset(summary: Mapping[str, Any]) -> str:

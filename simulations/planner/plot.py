@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.extras import import_extra
+from server.records.plots import finish_rounds
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.summary import ENERGY_UNITS, fitting_unit
 
@@ -54,7 +55,7 @@ def to_png(title: str, rounds: Sequence[PlannedRound]) -> bytes:
     energy.plot(numbers, [each / divisor for each in joules], ".-", color=ENERGY)
     energy.set_title(f"Energy of the devices asked, {unit}")
     for axes in (time, devices, traffic, energy):
-        _finish(axes)
+        finish_rounds(axes)
     traffic.yaxis.set_major_formatter(
         import_extra("matplotlib.ticker", needed_for=NEEDED_FOR).FormatStrFormatter("%g")
     )
@@ -72,11 +73,3 @@ def to_png(title: str, rounds: Sequence[PlannedRound]) -> bytes:
 def from_zero(axes: Any) -> None:
     """Begin at 0, with room above: figures that hardly differ lie at the upper edge."""
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-
-
-def _finish(axes: Any) -> None:
-    ticker = import_extra("matplotlib.ticker", needed_for=NEEDED_FOR)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, axis="y", alpha=0.25)
