@@ -239,18 +239,33 @@ def test_epsilon_lies_between_the_exact_one_and_that_of_zcdp(noise: float, num_r
 
 
 def test_sampling_counts_only_where_devices_keep_nothing() -> None:
+    """A coreset, what rounding lost, teacher outputs on views, a pace: each is enough to count."""
     pytest.importorskip("dp_accounting")
-    kept = {**CENTRAL, "federation.fraction": 0.1}
-    stateless = {**kept, "coreset.selection": "full", "federation.error-feedback": False}
-    viewed = {**stateless, "coreset.interval": 5, "training.teacher-views": 2}
-    epsilons = []
-    for settings in (stateless, kept, viewed, CENTRAL):
-        accountant = PrivacyAccountant(Config.from_flat(settings))
+    stateless = {
+        **CENTRAL,
+        "federation.fraction": 0.1,
+        "federation.error-feedback": False,
+        "coreset.selection": "full",
+    }
+    rounds_nothing = {"federation.error-feedback": True, "federation.update-format": "float32"}
+    unamplified: list[dict[str, Any]] = [
+        {"coreset.selection": "random"},
+        {"federation.error-feedback": True},
+        {"training.teacher-views": 1},
+        {"training.partial-work": True},
+        {"federation.fraction": 1.0},
+    ]
+
+    def epsilon(settings: dict[str, Any], *, is_amplified: bool) -> float:
+        accountant = PrivacyAccountant(Config.from_flat({**stateless, **settings}))
         accountant.spend(num_asked=10, num_devices=100)
-        assert accountant.summary()["amplified_by_sampling"] is (settings is stateless)
-        epsilons.append(accountant.epsilon)
-    assert epsilons[0] < epsilons[1]
-    assert epsilons[1] == epsilons[2] == epsilons[3]
+        assert accountant.summary()["amplified_by_sampling"] is is_amplified
+        return accountant.epsilon
+
+    amplified = {epsilon(settings, is_amplified=True) for settings in ({}, rounds_nothing)}
+    full = {epsilon(settings, is_amplified=False) for settings in unamplified}
+    assert len(amplified) == len(full) == 1
+    assert amplified.pop() < full.pop()
 
 
 def test_an_earlier_part_of_a_run_counts_and_skipped_rounds_do_not() -> None:
