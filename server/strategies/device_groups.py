@@ -20,7 +20,7 @@ from server.model.bit_entries import ONE_WIDTH
 class DeviceGroups:
     """The devices that were asked in a round."""
 
-    devices: Mapping[int, list[RegisteredDevice]] = field(default_factory=dict)
+    devices: Mapping[int, list[RegisteredDevice]]
     """Bit-width -> its devices, ascending."""
     expected: dict[int, Expectation] = field(default_factory=dict)
     """Bit-width -> what a good reply of its devices looks like."""

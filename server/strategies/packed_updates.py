@@ -69,6 +69,9 @@ class PackedUpdates(FedAvg):
     judgement: Judgement
     """The replies of the last round, updates already given away."""
 
+    _groups: DeviceGroups
+    """Whom the last requests were for."""
+
     def __init__(self, *, plan: StagePlan, learned_only: bool, **parameters: Any) -> None:
         super().__init__(
             # The grid's view holds the sample alone: all of it is asked.
@@ -81,7 +84,6 @@ class PackedUpdates(FedAvg):
         )
         self.plan = plan
         self.learned_only = learned_only
-        self._groups = DeviceGroups()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

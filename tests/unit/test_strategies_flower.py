@@ -125,6 +125,7 @@ def test_a_metric_that_nobody_asked_for_is_no_reason_to_fail(name: str, stage: S
         [Message(r.to_record(), reply_to=m) for r, m in zip(replies, messages, strict=True)],
     )
     assert aggregated is not None
+    assert not strategy.judgement.refused
     np.testing.assert_array_equal(to_state(aggregated)[WEIGHT], [1, 1])
 
 
@@ -332,9 +333,17 @@ def test_the_order_of_replies_does_not_matter() -> None:
 
 
 def test_too_few_good_replies_skip_the_round() -> None:
+    """A third with an impossible step is none of them."""
     strategy = strategy_of("fedavg", min_replies=3)
-    assert run_round(strategy, state(0), [state(1)] * 2) is None
+    assert run_round(strategy, state(0), [state(1), state(1), state(1, step=-0.5)]) is None
     assert len(strategy.judgement.accepted) == 2
+
+
+def test_a_step_of_the_server_beyond_float32_skips_the_round() -> None:
+    """The devices' change of 1 by a rate of 1e39."""
+    strategy = strategy_of("fedavgm", server_learning_rate=1e39)
+    with np.errstate(over="ignore"):
+        assert run_round(strategy, state(0), [state(1)] * 2) is None
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
