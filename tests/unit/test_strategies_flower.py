@@ -160,10 +160,13 @@ def test_fedavg_weighs_by_examples() -> None:
 
 
 def test_fedmedian_ignores_an_outlier() -> None:
-    """Median of 1, 2 and 1000."""
-    result = run_round(strategy_of("fedmedian"), state(0), [state(1), state(1000), state(2)])
+    """Median of 1, 2 and 1000, for statistics and steps as well."""
+    states = [state(1, 1, 1), state(1000, 1000, 1000), state(2, 2, 2)]
+    result = run_round(strategy_of("fedmedian"), state(0), states)
     assert result is not None
     assert result[WEIGHT].tolist() == [2, 2]
+    assert result[VARIANCE].tolist() == [2, 2]
+    assert result[STEP] == 2
 
 
 def test_fedtrimmedavg_cuts_both_ends() -> None:
