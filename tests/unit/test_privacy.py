@@ -28,6 +28,13 @@ from tests.unit.test_server_app import SilentReporter, answer
 from tests.unit.test_strategies_flower import STEP, VARIANCE, WEIGHT, State, plan, state, view_of
 
 CENTRAL: dict[str, Any] = {"privacy.mechanism": "central"}
+STATELESS: dict[str, Any] = {
+    **CENTRAL,
+    "federation.fraction": 0.1,
+    "federation.error-feedback": False,
+    "coreset.selection": "full",
+}
+"""A tenth of the devices is drawn, and they keep nothing."""
 
 
 def clip_to(norm: float, noise: float = 0.0) -> GaussianMechanism:
@@ -239,14 +246,11 @@ def test_epsilon_lies_between_the_exact_one_and_that_of_zcdp(noise: float, num_r
 
 
 def test_sampling_counts_only_where_devices_keep_nothing() -> None:
-    """A coreset, what rounding lost, teacher outputs on views, a pace: each is enough to count."""
+    """A coreset, what rounding lost, teacher outputs on views, a pace: any of these is kept.
+
+    Nor does it count where all that are there are drawn.
+    """
     pytest.importorskip("dp_accounting")
-    stateless = {
-        **CENTRAL,
-        "federation.fraction": 0.1,
-        "federation.error-feedback": False,
-        "coreset.selection": "full",
-    }
     rounds_nothing = {"federation.error-feedback": True, "federation.update-format": "float32"}
     unamplified: list[dict[str, Any]] = [
         {"coreset.selection": "random"},
@@ -256,31 +260,32 @@ def test_sampling_counts_only_where_devices_keep_nothing() -> None:
         {"federation.fraction": 1.0},
     ]
 
-    def epsilon(settings: dict[str, Any], *, is_amplified: bool) -> float:
-        accountant = PrivacyAccountant(Config.from_flat({**stateless, **settings}))
-        accountant.spend(num_asked=10, num_devices=100)
+    def epsilon(settings: dict[str, Any], *, is_amplified: bool, num_devices: int = 100) -> float:
+        accountant = PrivacyAccountant(Config.from_flat({**STATELESS, **settings}))
+        accountant.spend(num_asked=10, num_devices=num_devices)
         assert accountant.summary()["amplified_by_sampling"] is is_amplified
         return accountant.epsilon
 
     amplified = {epsilon(settings, is_amplified=True) for settings in ({}, rounds_nothing)}
     full = {epsilon(settings, is_amplified=False) for settings in unamplified}
+    full.add(epsilon({}, is_amplified=True, num_devices=10))
     assert len(amplified) == len(full) == 1
     assert amplified.pop() < full.pop()
 
 
 def test_an_earlier_part_of_a_run_counts_and_skipped_rounds_do_not() -> None:
     pytest.importorskip("dp_accounting")
-    config = Config.from_flat(CENTRAL)
+    config = Config.from_flat(STATELESS)
     whole, first, second = (PrivacyAccountant(config) for _ in range(3))
     lines: list[dict[str, Any]] = [
         {"skipped": skipped, "num_asked": 3} for skipped in (False, True, False)
     ]
     for line in lines:
-        line |= first.record(line, num_devices=3)
+        line |= first.record(line, num_devices=30)
     assert lines[0]["epsilon"] == lines[1]["epsilon"] < lines[2]["epsilon"]
     second.replay(lines)
     for _ in range(2):
-        whole.spend(num_asked=3, num_devices=3)
+        whole.spend(num_asked=3, num_devices=30)
     assert first.epsilon == second.epsilon == whole.epsilon
     assert second.num_releases == 2
 
