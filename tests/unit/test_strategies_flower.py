@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
 from common.config import ASYNCHRONOUS, Config, StrategyConfig
@@ -393,6 +393,20 @@ def test_a_rounded_change_may_end_just_below_zero() -> None:
             assert to_state(aggregated)[VARIANCE].tolist() == [0, 0]
 
 
+def test_channels_that_are_always_zero_have_no_variance() -> None:
+    strategy = strategy_of("fedavg")
+    dead = state(0, variance=0)
+    (message,) = strategy.configure_train(1, to_record(dead), ConfigRecord(), view_of(1))
+    request = TrainRequest.from_record(message.content)
+    metadata: Metadata = {"base-hash": request.model_hash, "round": 0}
+    delta, _ = encode_delta(dead, dead, 4, None, np.random.default_rng(0), metadata)
+    for update in (delta, encode_float(dead, "float32", metadata)):
+        reply = Message(good_reply(0, update).to_record(), reply_to=message)
+        aggregated, _ = strategy.aggregate_train(1, [reply])
+        assert aggregated is not None
+        assert to_state(aggregated)[VARIANCE].tolist() == [0, 0]
+
+
 def test_an_update_of_an_earlier_round_in_a_new_reply_is_refused() -> None:
     strategy = strategy_of("fedavg")
     (message,) = strategy.configure_train(3, to_record(state(0)), ConfigRecord(), view_of(1))
@@ -422,6 +436,8 @@ def test_a_device_cannot_count_for_more_images_than_it_has() -> None:
         {"num-steps": 10**400},
         {"coreset-size": 5.5},
         {"num-examples": 2.5},
+        {"Train loss\n": 1.0},
+        {f"figure-{number}": 1.0 for number in range(31)},
     ],
 )
 def test_metrics_that_lie_are_refused(metric: dict[str, float]) -> None:
@@ -443,10 +459,11 @@ def test_a_reason_cannot_write_to_the_terminal() -> None:
 
 def test_bad_replies_are_refused_by_reason_and_the_rest_counts() -> None:
     """Device 0 is good; 1 sends another shape, 2 is of another round, 3 diverged, 4 has no
-    images, 5 says it is device 0, 6 sends noise, 7 has no loss, 8 answers twice.
+    images, 5 says it is device 0, 6 sends noise, 7 has no loss, 8 answers twice, 9 says that it
+    lacks a teacher. The last comes first.
     """
     strategy = strategy_of("fedavg")
-    view = view_of(9)
+    view = view_of(10)
     messages = list(strategy.configure_train(1, to_record(state(0)), ConfigRecord(), view))
     good = encode_float(state(7), "float32", {})
     short = encode_float({**state(7), WEIGHT: np.zeros(3, np.float32)}, "float32", {})
@@ -461,13 +478,14 @@ def test_bad_replies_are_refused_by_reason_and_the_rest_counts() -> None:
         good_reply(6, b"\x00" * 50),
         good_reply(7, good, metrics=examples),
         good_reply(8, good),
+        good_reply(9, good, status=Status.TEACHER_MISSING),
     ]
     replies = [
         Message(reply.to_record(), reply_to=message)
         for reply, message in zip(contents, messages, strict=True)
     ]
     replies.append(Message(contents[8].to_record(), reply_to=messages[8]))
-    aggregated, _ = strategy.aggregate_train(1, replies)
+    aggregated, _ = strategy.aggregate_train(1, reversed(replies))
     assert aggregated is not None
     assert to_state(aggregated)[WEIGHT].tolist() == [7, 7]
     judgement = strategy.judgement
@@ -482,11 +500,23 @@ def test_bad_replies_are_refused_by_reason_and_the_rest_counts() -> None:
         (6, RefusalKind.BAD_UPDATE),
         (7, RefusalKind.BAD_METRICS),
         (8, RefusalKind.DUPLICATE),
+        (9, RefusalKind.MALFORMED),
     ]
     reasons = {refusal.partition_id: refusal.reason for refusal in judgement.refused}
     assert WEIGHT in reasons[1]
     assert reasons[3] == "loss is nan in step 3"
     assert "train-loss" in reasons[7]
+
+
+@pytest.mark.parametrize("partition_id", [-1, 0, 1])
+def test_a_node_that_was_not_asked_is_nobody(partition_id: int) -> None:
+    """Whoever it says it is, nobody included."""
+    strategy = strategy_of("fedavg")
+    strategy.configure_train(1, to_record(state(0)), ConfigRecord(), view_of(2))
+    stranger = Message(RecordDict(), dst_node_id=node_id_of(2), message_type=MessageType.TRAIN)
+    reply = good_reply(partition_id, encode_float(state(7), "float32", {}))
+    strategy.aggregate_train(1, [Message(reply.to_record(), reply_to=stranger)])
+    assert [refusal.kind for refusal in strategy.judgement.refused] == [RefusalKind.WRONG_DEVICE]
 
 
 def test_a_delta_against_another_model_is_refused() -> None:
