@@ -23,9 +23,9 @@ from tests.unit.test_strategy_state import new_strategy
 
 
 def write_checkpoint(
-    folder: Path, stage: str, *, with_device: bool, without: str | None = None
+    folder: Path, stage: str, *, with_device: bool, without: str | None = None, **changes: Any
 ) -> None:
-    """The checkpoint of a run without any figures so far."""
+    """The checkpoint of a run without any figures so far, with ``changes`` of its facts."""
     metrics = folder / METRICS_FILE
     metrics.touch()
     state = folder / "7.state"
@@ -38,6 +38,7 @@ def write_checkpoint(
             "round": 1,
             "metrics_bytes": 0,
             "metrics_digest": file_digest(metrics, 0),
+            **changes,
         },
         {},
         {"devices/7.state": state} if with_device else {},
@@ -78,6 +79,24 @@ def test_a_run_from_before_a_setting_has_its_default(tmp_path: Path) -> None:
     assert can_go_on(tmp_path, Config())
     with pytest.raises(UserError, match=r"batch-norm-images = 8: the run in .* has 0"):
         can_go_on(tmp_path, Config.from_flat({key: 8}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"version": VERSION + 1}, f"version {VERSION + 1}: expected {VERSION}"),
+        ({"metrics_bytes": 1}, "metrics.jsonl is not the one that it goes with"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_not_gone_on_from(
+    changes: dict[str, int], reason: str, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path, "float", with_device=False, **changes)
+    notes: list[str] = []
+    config = Config.from_flat({"run.resume": str(tmp_path)})
+    with pytest.raises(UserError, match="none of its checkpoints can be read"):
+        Checkpoints(tmp_path, config, note=notes.append)
+    assert notes == [f"checkpoint 000001 is damaged ({reason}): trying the one before"]
 
 
 def test_a_new_run_begins_in_an_empty_folder(tmp_path: Path) -> None:

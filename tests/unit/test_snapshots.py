@@ -76,6 +76,10 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before(
     assert found.facts == {"round": 1}
     assert len(damaged) == 1
     assert damaged[0].startswith(f"000002: {file}")
+    store.discard_after(found)
+    assert [path.name for path in root.iterdir()] == ["000001"]
+    store.discard_after(None)
+    assert not store.exists()
 
 
 def test_a_snapshot_that_was_being_written_does_not_count(tmp_path: Path) -> None:
