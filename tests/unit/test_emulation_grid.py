@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 
 from common.config import Config
 from common.devices import Availability, DeviceProfile
@@ -163,11 +163,19 @@ class TestTime:
         grid.send_and_receive(train_messages(1))
         assert grid.annotate(device_line(0))["virtual_compute_seconds"] == pytest.approx(4.0)
 
+    def test_a_device_that_is_broken_for_real_took_the_least_at_least(self) -> None:
+        """As above: its error has no counts either."""
+        grid, nodes = make_grid(profile(1e-3))
+        nodes.answer = lambda *_: Error(code=0, reason="broken")
+        (reply,) = grid.send_and_receive(train_messages(1))
+        assert reason(reply) == "broken"
+        assert grid.annotate(device_line(0))["virtual_compute_seconds"] == pytest.approx(4.0)
+
     def test_statistics_cost_energy_but_are_no_training(self) -> None:
-        """Asked of all after the last training: two trainings ended well, not four."""
+        """Asked of all, twice, after the last training: two trainings ended well, not six."""
         grid, _ = make_grid(profile(0.1), profile(0.4))
         joules = []
-        for task in ("train", "statistics"):
+        for task in ("train", "statistics", "statistics"):
             grid.send_and_receive(train_messages(2))
             joules += [grid.annotate({**device_line(i), "task": task})["joules"] for i in (0, 1)]
         figures = grid.annotate({"kind": "round", "stage": "quantized", "round": 1})
@@ -222,11 +230,17 @@ class TestDropping:
         assert grid.annotate(device_line(0))["fate"] == "late"
 
     def test_failures_are_reported_and_not_trained(self) -> None:
+        """In a part of the least that the task could take: 4e6 operations and the transfers."""
         grid, nodes = make_grid(profile(0.1, failure_rate=1.0), profile(0.4))
-        failed, used = grid.send_and_receive(train_messages(2))
+        messages = train_messages(2)
+        failed, used = grid.send_and_receive(messages)
         assert nodes.trained() == [1]
         assert used.has_content()
         assert reason(failed).startswith("broke off after")
+        least = 0.25 + message_bytes(messages[0]) / 1e6 + 0.04 + 0.25
+        part = grid.emulation.failures(Stage.QUANTIZED, 0)[0]
+        seconds = grid.annotate(device_line(0))["virtual_seconds"]
+        assert seconds == pytest.approx(part * least, abs=1e-9)
 
     def test_over_selection_takes_the_first(self) -> None:
         """Three are asked, 3 / 1.5 = 2 are wanted."""
@@ -469,16 +483,54 @@ class TestPresence:
 
 
 def test_accuracy_of_each_class() -> None:
-    """Two devices of one class: 3 of 4 and 1 of 4 right; one of the other: 1 of 1."""
+    """Two devices of one class: 3 of 4 and 1 of 4 right; one of the other: 1 of 1; another has no
+    images to evaluate on. What was measured a round earlier, with none right, does not count, and
+    the round after says nothing."""
     shared = {"class_name": "slow"}
-    grid, _ = make_grid(profile(0.1, **shared), profile(0.1, **shared), profile(0.4))
-    for partition_id, correct, examples in ((0, 3, 4), (1, 1, 4), (2, 1, 1)):
-        line = {**device_line(partition_id), "task": "evaluate"}
-        figures = grid.annotate({**line, "correct": correct, "num_examples": examples})
-        assert figures == {"device_class": "0.4 GFLOP/s" if partition_id == 2 else "slow"}
+    classes = [profile(0.1, **shared), profile(0.1, **shared), profile(0.4), profile(0.8)]
+    grid, _ = make_grid(*classes)
+    for number, is_right in ((1, 0), (2, 1)):
+        for partition_id, correct, examples in ((0, 3, 4), (1, 1, 4), (2, 1, 1), (3, 0, 0)):
+            line = {**device_line(partition_id), "task": "evaluate", "round": number}
+            line |= {"correct": correct * is_right, "num_examples": examples}
+            name = classes[partition_id].class_name
+            assert grid.annotate(line) == {"device_class": name}
+    rounds = [{"kind": "round", "stage": "quantized", "round": number} for number in (2, 3)]
+    assert grid.annotate(rounds[0])["class_accuracy"] == {"0.4 GFLOP/s": 100.0, "slow": 50.0}
+    assert "class_accuracy" not in grid.annotate(rounds[1])
     summary = grid.annotate({"kind": "summary"})
     assert summary["fleet_fingerprint"] == grid.emulation.fleet.fingerprint
     assert summary["class_accuracy"] == {"0.4 GFLOP/s": 100.0, "slow": 50.0}
+
+
+def test_the_books_go_on_in_another_process() -> None:
+    """After a round of two devices, and 9 s before the line of the next: its figures, and those of
+    the whole run. Device 1 is there for the first 10 of 20 s only."""
+    in_periods = Availability(schedule=((10.0, True), (10.0, False)), same_phase=True)
+    profiles = [profile(0.1), profile(0.4, availability=in_periods)]
+    grid, _ = make_grid(*profiles)
+    grid.send_and_receive(train_messages(2))
+    for partition_id in (0, 1):
+        grid.annotate(device_line(partition_id))
+    grid.annotate({"kind": "round", "stage": "quantized", "round": 1})
+    grid.clock.sleep(9.0)
+    grid.send_and_receive(train_messages(1, 1))
+    grid.annotate({**device_line(0), "round": 2})
+    evaluation = {**device_line(0), "task": "evaluate", "round": 2}
+    grid.annotate({**evaluation, "correct": 3, "num_examples": 4})
+    other, _ = make_grid(*profiles)
+    other.restore(json.loads(json.dumps(grid.state())))
+    line = {"kind": "round", "stage": "quantized", "round": 2}
+    figures = [books.annotate(line) for books in (grid, other)]
+    assert figures[0].pop("fates") == {"trained": 1}
+    assert figures[0].pop("joules") > 0
+    assert figures[0]["virtual_seconds"] > 9.0
+    assert figures[0]["away"] == [1]
+    assert figures[0]["class_accuracy"] == {"0.1 GFLOP/s": 75.0}
+    assert {name: figures[1][name] for name in figures[0]} == figures[0]
+    summaries = [books.annotate({"kind": "summary"}) for books in (grid, other)]
+    assert summaries[0] == summaries[1]
+    assert summaries[0]["class_participation"]["0.1 GFLOP/s"] == {"trained": 2}
 
 
 def test_two_runs_are_the_same() -> None:

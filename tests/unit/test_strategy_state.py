@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,13 @@ def test_moments_and_scalars_come_back() -> None:
     np.testing.assert_array_equal(restored.v_t["0"], memory.v_t["0"])
     assert type(restored.eta) is np.float64
     assert restored.eta == memory.eta
+
+
+def test_containers_come_back_as_they_were() -> None:
+    strategy, other = SimpleNamespace(nested={"a": [1, (2.0, None)]}), SimpleNamespace(nested={})
+    attributes, arrays = strategy_state(strategy, frozenset())
+    restore_strategy(other, json.loads(json.dumps(attributes)), arrays)
+    assert other.nested == strategy.nested
 
 
 def test_what_cannot_be_kept_is_named() -> None:
