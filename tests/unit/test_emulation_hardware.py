@@ -75,6 +75,10 @@ class TestSettle:
         assert [a.fate for a in settled] == [Fate.SURPLUS, Fate.TRAINED, Fate.TRAINED]
         assert seconds == 5.0
 
+    def test_of_devices_with_the_same_time_the_smaller_partition_id_comes_first(self) -> None:
+        settled, _ = settle_attempts([attempt(1, 3.0), attempt(0, 3.0)], num_wanted=1, deadline=0.0)
+        assert [a.fate for a in settled] == [Fate.SURPLUS, Fate.TRAINED]
+
     def test_a_spare_device_replaces_one_that_fails(self) -> None:
         attempts = [attempt(0, 7.0), attempt(1, 3.0, fails_after=2.0), attempt(2, 5.0)]
         settled, seconds = settle_attempts(attempts, num_wanted=2, deadline=0.0)
