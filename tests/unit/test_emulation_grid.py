@@ -262,8 +262,9 @@ class TestDropping:
 
     def test_a_deadline_nobody_can_meet(self) -> None:
         grid, nodes = make_grid(profile(0.001), profile(0.002), **{"fleet.deadline": 1.0})
-        with pytest.raises(UserError, match=r"the fastest, device 1 \(0.002 GFLOP/s\), needs"):
-            grid.send_and_receive(train_messages(2))
+        for ask in (grid.send_and_receive, grid.push_messages):
+            with pytest.raises(UserError, match=r"the fastest, device 1 \(0.002 GFLOP/s\), needs"):
+                ask(train_messages(2))
         assert nodes.trained() == []
 
     def test_the_server_hears_reasons(self) -> None:
@@ -379,12 +380,13 @@ class TestTasks:
         assert grid.emulation.spent_joules.tolist() == other.emulation.spent_joules.tolist()
 
     def test_the_energy_of_what_is_never_finished(self) -> None:
-        """Device 1 answers after about 1.5 s; device 0 has loaded for half a second, at 3 W, and
-        computed for the rest, at 5 W. Nobody else is charged for it, and only a last round's line
-        asks for it."""
+        """Device 1 answers after about 1.5 s, and is asked again; device 0 has loaded for half a
+        second, at 3 W, and computed for the rest, at 5 W. Nobody else is charged for it, and only a
+        last round's line asks for it."""
         grid, _ = make_grid(profile(0.1), profile(0.4))
         ids = grid.push_messages(train_messages(2))
         self.pull(grid, ids)
+        self.again(grid, ids, 1)
         figures = grid.annotate(device_line(1))
         now, loading = grid.clock.now(), 0.25 + message_bytes(train_messages(1)[0]) / 1e6
         line = {"kind": "round", "stage": "quantized", "round": 1}
