@@ -9,6 +9,7 @@ from common.errors import UserError
 from common.messages import Reply, Status
 from server.exchange.courier import Courier
 from server.exchange.registry import DeviceRegistry, SampledGrid
+from server.exchange.replies import Refusal, RefusalKind
 from simulations.emulation.clock import VirtualClock
 from tests.unit.fake_grid import Answer, FakeGrid, node_id_of, query_reply
 
@@ -136,6 +137,41 @@ def test_devices_that_cannot_take_part_are_named() -> None:
     assert len(grid.sent) == 3
     assert "device 1 can't take part: no images in train/" in notes
     assert any("does not speak this protocol" in note for note in notes)
+
+
+def test_figures_that_no_device_has_are_refused() -> None:
+    """Ten million images are believed, not one more; devices are counted from 0."""
+    most = 10_000_000
+    said = [(0, most), (1, most + 1), (2, -1), (3, 2.5), (-1, 10)]
+    registry, _, notes = make_registry(
+        lambda k, _: Reply(partition_id=said[k][0], metrics={"num-samples": said[k][1]}),
+        (0, 1, 2, 3, 4),
+    )
+    registry.refresh()
+    assert [(d.partition_id, d.num_samples) for d in registry.devices] == [(0, most)]
+    assert sorted(notes) == [
+        "a device with the partition id -1 is ignored",
+        *(f"device {k} says an impossible number of images" for k in (1, 2, 3)),
+    ]
+
+
+def test_a_device_whose_figures_were_refused_is_asked_anew() -> None:
+    """It may have gained images. Others that were refused, or that have left, are not asked."""
+    sizes = {0: 10, 1: 10, 2: 10}
+    registry, grid, _ = make_registry(
+        lambda k, _: Reply(partition_id=k, metrics={"num-samples": sizes[k], "emulated": k})
+    )
+    registry.refresh()
+    sizes.update({0: 30, 1: 40})
+    kinds = {0: RefusalKind.BAD_METRICS, 1: RefusalKind.DIVERGED, 9: RefusalKind.BAD_METRICS}
+    registry.ask_again(
+        Refusal(partition_id=k, kind=kind, reason="why") for k, kind in kinds.items()
+    )
+    for _ in range(2):
+        registry.refresh()
+        assert [d.num_samples for d in registry.devices] == [30, 10, 10]
+    assert [d.emulated for d in registry.devices] == [False, True, True]
+    assert len(grid.sent) == 4
 
 
 def test_a_device_that_was_refused_is_asked_again_in_the_next_wait() -> None:

@@ -1,7 +1,10 @@
 """Tests of server.records.round_lines."""
 
-from server.exchange.replies import Refusal, RefusalKind
-from server.records.round_lines import describe_refusals
+from common.messages import Reply, Stage
+from server.exchange.courier import Exchange, Traffic
+from server.exchange.registry import RegisteredDevice
+from server.exchange.replies import Judgement, Refusal, RefusalKind
+from server.records.round_lines import describe_refusals, device_lines, round_line
 
 
 def refusals(*reasons: str) -> list[Refusal]:
@@ -23,3 +26,32 @@ def test_many_devices_and_many_reasons_are_counted() -> None:
     assert describe_refusals(refusals(*reasons)) == (
         "devices 0, 1, 2 and 2 more: late; device 5: a; device 6: b; 3 more"
     )
+
+
+def test_lines_of_a_round_by_hand() -> None:
+    """Device 0 makes up names of metrics that are ours; device 1 diverged. As float32 updates there
+    would be 320 bytes of the one and, as they are, 8 of the other."""
+    sample = [
+        RegisteredDevice(partition_id=k, node_id=100 + k, num_samples=50, emulated=True)
+        for k in (0, 1)
+    ]
+    metrics = {"num-examples": 10, "train-loss": 0.5, "status": 7, "upload-bytes": 1}
+    judgement = Judgement(
+        accepted=[Reply(partition_id=0, metrics=metrics)],
+        refused=[Refusal(partition_id=1, kind=RefusalKind.DIVERGED, reason="nan")],
+    )
+    exchange = Exchange(
+        traffic={
+            100: Traffic(upload_bytes=40, download_bytes=5),
+            101: Traffic(upload_bytes=8, download_bytes=6),
+        }
+    )
+    good, refused = device_lines(Stage.QUANTIZED, 2, "train", judgement, exchange, sample)
+    assert (good["status"], good["reason"], good["upload_bytes"]) == ("ok", "", 40)
+    assert (good["num_examples"], good["num_samples"]) == (10, 50)
+    assert (refused["status"], refused["reason"]) == ("diverged", "nan")
+    assert (refused["upload_bytes"], refused["download_bytes"]) == (8, 6)
+    line = round_line(Stage.QUANTIZED, 2, judgement, exchange, sample, float32_bytes=320)
+    assert (line["num_asked"], line["num_accepted"], line["refused"]) == (2, 1, {"diverged": 1})
+    assert (line["upload_bytes"], line["download_bytes"]) == (48, 11)
+    assert line["float32_upload_bytes"] == 320 + 8
