@@ -89,7 +89,7 @@ def test_a_run_from_before_a_setting_has_its_default(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_not_gone_on_from(
-    changes: dict[str, int], reason: str, tmp_path: Path
+    changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     write_checkpoint(tmp_path, "float", with_device=False, **changes)
     notes: list[str] = []
