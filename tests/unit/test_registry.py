@@ -156,10 +156,12 @@ def test_figures_that_no_device_has_are_refused() -> None:
 
 
 def test_a_device_whose_figures_were_refused_is_asked_anew() -> None:
-    """It may have gained images. Others that were refused, or that have left, are not asked."""
+    """It may have gained images. Others that were refused, or that have left, are not asked.
+    One that does not say that it is emulated is real."""
     sizes = {0: 10, 1: 10, 2: 10}
+    emulated = {0: {}, 1: {"emulated": 0}, 2: {"emulated": 1}}
     registry, grid, _ = make_registry(
-        lambda k, _: Reply(partition_id=k, metrics={"num-samples": sizes[k], "emulated": k})
+        lambda k, _: Reply(partition_id=k, metrics={"num-samples": sizes[k], **emulated[k]})
     )
     registry.refresh()
     sizes.update({0: 30, 1: 40})
@@ -170,7 +172,7 @@ def test_a_device_whose_figures_were_refused_is_asked_anew() -> None:
     for _ in range(2):
         registry.refresh()
         assert [d.num_samples for d in registry.devices] == [30, 10, 10]
-    assert [d.emulated for d in registry.devices] == [False, True, True]
+    assert [d.emulated for d in registry.devices] == [False, False, True]
     assert len(grid.sent) == 4
 
 
@@ -248,11 +250,13 @@ def test_waiting_for_devices_that_never_come_ends_with_the_timeout() -> None:
 
 
 def test_waiting_for_devices_that_refuse_ends_at_once() -> None:
-    """Enough nodes are there, but none can be asked: no use to wait an hour."""
-    registry, grid, _ = make_registry(lambda *_: Error(code=1, reason="no data set"), (0, 1))
-    with pytest.raises(UserError, match=r"0 of 2 device\(s\).*no data set"):
+    """Enough nodes are there, but only one can be asked: no use to wait an hour."""
+    registry, grid, _ = make_registry(
+        lambda k, _: Error(code=1, reason="no data set") if k else query_reply(k), (0, 1, 2)
+    )
+    with pytest.raises(UserError, match=r"1 of 3 device\(s\).*no data set"):
         registry.wait_for(2, timeout_seconds=3600.0)
-    assert len(grid.sent) == 6
+    assert len(grid.sent) == 1 + 3 * 2
     assert registry.courier.clock.now() < 60.0
 
 
