@@ -118,10 +118,13 @@ class TestPruning:
             [True] * 2 + [False] * KEPT_TEACHERS
         )
 
-    def test_use_counts_and_not_age(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("use", [TeacherStore.load, TeacherStore.version])
+    def test_use_counts_and_not_age(
+        self, tmp_path: Path, use: Callable[[TeacherStore, str], object]
+    ) -> None:
         store = TeacherStore(tmp_path)
         hashes = [self.keep(store, number) for number in range(1, KEPT_TEACHERS + 1)]
-        store.load(hashes[0])
+        assert use(store, hashes[0]) is not None
         self.keep(store, KEPT_TEACHERS + 1)
         assert store.load(hashes[0]) is not None
         assert store.load(hashes[1]) is None
