@@ -82,6 +82,8 @@ def test_a_round_by_hand() -> None:
     Energy, first round: slow 5 W x 3.7 + 2 W x 5.8 = 30.1 J; fast 5 x 0.37 + 2 x 2.1 + 1 W x 7.03 s
     of waiting = 13.08 J. Then slow 5 x 2.7 + 2 x 3.8 = 21.1 J; fast 5 x 0.27 + 2 x 1.6 + 4.63 =
     9.18 J.
+    Both load at the same time, 16 Mbit in 4.5 and 1.5 s; they send 0.8 Mbit one after the other,
+    the fast one in 0.6 s.
     """
     plan = make_plan(
         FleetClass(profile=SLOW, count=1),
@@ -100,6 +102,8 @@ def test_a_round_by_hand() -> None:
     assert second.download_bytes == pytest.approx(2e6)
     assert first.upload_bytes == pytest.approx(0.2e6)
     assert first.ingress_gbits == pytest.approx(1.6e-3 / 9.5)
+    assert first.ingress_peak_gbits == pytest.approx(0.8e-3 / 0.6)
+    assert first.egress_peak_gbits == pytest.approx(16e-3 / 4.5 + 16e-3 / 1.5)
     assert plan.seconds_sum.tolist() == pytest.approx([16.0, 4.34])
 
 
@@ -162,18 +166,22 @@ def test_a_pool_of_all_images_is_scored_by_the_teacher_once(
 
 
 @pytest.mark.parametrize(
-    ("interval", "mega_operations"),
+    ("settings", "mega_operations"),
     [
         # Views 0 and 1 in the first two epochs, then what is kept of them: 3 - 2, 3 and 3 epochs.
-        (100, [500, 180, 180]),
+        ({"coreset__interval": 100}, [500, 180, 180]),
+        # Not augmented, images have one view: 3 - 1.
+        ({"coreset__interval": 100, "data__augment": False}, [490, 180, 180]),
         # New coresets at 0, 4 and 8: kept at 2; at 3; at 6 and 7.
-        (4, [500, 400, 390]),
+        ({"coreset__interval": 4}, [500, 400, 390]),
         # New coresets at 0 and 2, at 4, at 6 and 8: no view is shown twice.
-        (2, [710, 410, 610]),
+        ({"coreset__interval": 2}, [710, 410, 610]),
+        # A random one at 0, by score at 4: kept at 2; at 3; at 6, 7 and 8.
+        ({"coreset__interval": 100, "coreset__random_epochs": 4}, [200, 500, 180]),
     ],
 )
 def test_kept_outputs_of_the_teacher_cost_nothing(
-    interval: int, mega_operations: list[int]
+    settings: dict[str, Scalar], mega_operations: list[int]
 ) -> None:
     """Two views, three epochs a round on 10 images: 6 MFLOP an image, and 1 of the teacher.
 
@@ -183,7 +191,7 @@ def test_kept_outputs_of_the_teacher_cost_nothing(
         FleetClass(profile=FAST, count=1),
         training__local_epochs=3,
         training__teacher_views=2,
-        coreset__interval=interval,
+        **settings,
     )
     assert computing(plan) == pytest.approx([number / 1000 for number in mega_operations])
 
