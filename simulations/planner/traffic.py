@@ -73,8 +73,6 @@ class LoadCurve:
         self, row: int, begin: Floats, seconds: Floats, full_seconds: Floats, num_bytes: Floats
     ) -> float:
         going = np.flatnonzero(np.asarray(seconds) > 0)
-        if not len(going):
-            return 0.0
         begin, seconds, full = begin[going], seconds[going], full_seconds[going]
         rate = num_bytes[going] / full
         for steps, times in ((self._starts, begin), (self._ends, begin + seconds)):
