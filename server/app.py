@@ -54,9 +54,14 @@ from server.records.reporting import (
 from server.records.split_plot import plot_split
 from server.records.summary import RunFacts, summarise
 from server.records.tensorboard_log import TensorBoardLog
+from server.requirements import (
+    check_mixed_bits,
+    refuse_attack,
+    refuse_emulation,
+    required_replies,
+)
 from server.rounds.session import Session
 from server.rounds.stages import calibrate, copied_state, train_quantized, warm_up
-from server.strategies.flower import check_mixed_bits, required_replies
 from server.strategies.privacy_accountant import PrivacyAccountant
 
 app = ServerApp()
@@ -69,7 +74,7 @@ def main(grid: Grid, context: Context) -> None:
     with bound_fields(run_id=str(context.run_id)):
         with logged_failure():
             config = Config.from_flat(context.run_config)
-            check_deployable(config)
+            refuse_attack(config)
         # Only between machines are messages read again from what a stranger sent.
         timeout = config.federation.round_timeout
         view = GuardedGrid(grid, timeout_seconds=timeout) if isinstance(grid, HttpGrid) else grid
@@ -121,7 +126,7 @@ def run_federation(
         started -= checkpoints.earlier.get("wall_seconds", 0.0)
         check_mixed_bits(config)
         if harness is None:
-            _refuse_emulation(config)
+            refuse_emulation(config)
         min_devices = required_replies(config)
         tensorboard = TensorBoardLog(run_folder) if config.run.tensorboard else None
         accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
@@ -178,48 +183,6 @@ def run_federation(
             _draw(reporter, plot_curves, recorder.rounds, summary, run_folder / "curves.png")
         reporter.finish(summary)
         return summary
-
-
-def check_deployable(config: Config) -> None:
-    """Refuse settings that no run with real devices can have, wherever it runs.
-
-    Raises:
-        UserError: naming the settings.
-    """
-    _refuse_attack(config)
-    _refuse_emulation(config)
-    check_mixed_bits(config)
-    required_replies(config)
-
-
-def _refuse_attack(config: Config) -> None:
-    """Refuse an attack where devices run the ClientApp of the project, which is honest."""
-    if config.attack.name != "none":
-        raise UserError(
-            f"attack.name = {config.attack.name!r}: expected 'none' (hostile devices are emulated "
-            f"by python -m simulations run, on its local engine)"
-        )
-
-
-def _refuse_emulation(config: Config) -> None:
-    """Refuse what only a harness does, where there is none."""
-    fleet = config.fleet
-    if fleet.name:
-        raise UserError(
-            f"fleet.name = {fleet.name!r}: expected none (hardware is emulated by python -m "
-            f"simulations run, on its local engine)"
-        )
-    if fleet.over_selection > 1:
-        raise UserError(
-            f"fleet.over-selection = {fleet.over_selection:g}: expected 1 without fleet.name "
-            f"(nothing would spare the devices that come last)"
-        )
-    if fleet.deadline and not config.is_paced:
-        raise UserError(
-            f"fleet.deadline = {fleet.deadline:g}: expected 0 without fleet.name, unless devices "
-            f"keep to it by coreset.adaptive or training.partial-work (a round waits for "
-            f"federation.round-timeout)"
-        )
 
 
 def _run_stages(

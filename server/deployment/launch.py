@@ -15,6 +15,7 @@ from common.config import Config
 from common.errors import UserError
 from common.settings import Scalar
 from server.deployment.control import ControlClient
+from server.requirements import check_deployable
 
 POLL_SECONDS = 3.0
 OUTAGE_SECONDS = 300.0
@@ -35,9 +36,6 @@ def run_settings(file: Path | None, overrides: Sequence[str]) -> dict[str, Scala
     settings = _read(file) if file is not None else {}
     settings |= {key: _value(text) for key, text in split_settings(overrides).items()}
     config = Config.from_flat(settings)
-    # Imported late: it needs torch and Flower, which take seconds.
-    from server.app import check_deployable
-
     check_deployable(config)
     return settings
 

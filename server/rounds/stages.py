@@ -9,10 +9,11 @@ from common.qat import activation_step_names
 from server.model.aggregation import State
 from server.model.global_model import BestKeeper, GlobalModel
 from server.records.summary import of_stage
+from server.requirements import required_replies
 from server.rounds.asynchronous import run_asynchronous_stage
 from server.rounds.session import Session
 from server.rounds.synchronous import run_stage
-from server.strategies.flower import averaging, make_strategy, required_replies
+from server.strategies.flower import averaging, make_strategy
 from server.strategies.packed_updates import PackedUpdates
 from server.strategies.privacy import GaussianMechanism
 from server.strategies.stage_plan import StagePlan

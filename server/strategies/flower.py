@@ -9,7 +9,6 @@ see every entry. FedBuff is none of Flower's: server.rounds.asynchronous.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -29,8 +28,8 @@ from flwr.serverapp.strategy import (
     QFedAvg,
 )
 
-from common.config import Config, StrategyConfig
-from common.errors import UserError
+from common.config import StrategyConfig
+from server.requirements import ROBUST_STRATEGIES
 from server.strategies.packed_updates import TRAIN_LOSS, PackedUpdates
 from server.strategies.stage_plan import StagePlan
 
@@ -66,10 +65,6 @@ STRATEGIES: Mapping[str, type[FedAvg]] = {
 
 SERVER_OPTIMIZERS = frozenset({"fedavgm", "fedadam", "fedyogi", "fedadagrad", "qfedavg"})
 """Strategies that take a step of their own instead of an average."""
-
-
-ROBUST_STRATEGIES = frozenset({"fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"})
-"""Strategies that bear some hostile devices."""
 
 
 def averaging(config: StrategyConfig) -> StrategyConfig:
@@ -124,55 +119,3 @@ def strategy_parameters(config: StrategyConfig, *, learning_rate: float) -> dict
         },
     }
     return parameters.get(config.name, {})
-
-
-def check_mixed_bits(config: Config) -> None:
-    """Refuse what makes no sense where devices train at different bit-widths.
-
-    Raises:
-        UserError: naming the settings.
-    """
-    mixed_bits, name = config.federation.mixed_bits, config.strategy.name
-    if mixed_bits and name in ROBUST_STRATEGIES:
-        raise UserError(
-            f"strategy.name = {name!r}: expected none of {', '.join(sorted(ROBUST_STRATEGIES))} "
-            f"with federation.mixed-bits = {mixed_bits!r} (what each bit-width has of its own is "
-            f"averaged plainly: it would be open to hostile devices)"
-        )
-    if config.federation.bit_weighting == "error" and name == "qfedavg":
-        raise UserError(
-            "federation.bit-weighting = 'error': expected 'samples' with strategy.name = "
-            "'qfedavg', which weighs by loss"
-        )
-
-
-def required_replies(config: Config) -> int:
-    """Fewest good replies that make a round: federation.min-devices, or more for robust strategies.
-
-    Krum and Multi-Krum need 2f + 3 replies to resist f hostile devices (Blanchard et al., NeurIPS
-    2017), Bulyan 4f + 3 (El Mhamdi et al., ICML 2018); Multi-Krum also f more than it selects, or
-    it selects hostile ones. Of fewer than 1 / beta replies a trimmed mean trims none.
-
-    Raises:
-        UserError: if there are not that many devices.
-    """
-    strategy, num_devices = config.strategy, config.data.num_devices
-    name, hostile = strategy.name, strategy.num_malicious
-    needed = 1
-    because = f"strategy.num-malicious = {hostile}"
-    if name in ("krum", "multikrum"):
-        needed = 2 * hostile + 3
-    if name == "bulyan":
-        needed = 4 * hostile + 3
-    if name == "multikrum" and strategy.num_to_select + hostile > needed:
-        needed = strategy.num_to_select + hostile
-        because += f", strategy.num-to-select = {strategy.num_to_select}"
-    if name == "fedtrimmedavg" and strategy.trim_fraction > 0:
-        needed = math.ceil(1 / strategy.trim_fraction)
-        because = f"strategy.trim-fraction = {strategy.trim_fraction:g}"
-    if needed > num_devices:
-        raise UserError(
-            f"{because}: {name} needs at least {needed} devices for it, data.num-devices is "
-            f"{num_devices}"
-        )
-    return max(needed, config.federation.min_devices)

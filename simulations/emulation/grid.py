@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.messages import REQUEST, Stage
 from server.exchange.grid_view import GridView
 from server.records.summary import UNFINISHED_DEVICES
-from server.strategies.flower import required_replies
+from server.requirements import required_replies
 from simulations.emulation.clock import VirtualClock
 from simulations.emulation.costs import FleetCosts, message_sizes
 from simulations.emulation.drops import Dropped

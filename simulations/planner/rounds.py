@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.messages import Stage
 from common.seeding import numpy_generator
 from server.exchange.courier import POLL_SECONDS
-from server.strategies.flower import required_replies
+from server.requirements import required_replies
 from simulations.emulation.fleet import check_fleet
 from simulations.emulation.hardware import Attempt, Emulation, require_possible
 from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED, replies_wanted, settle

@@ -19,7 +19,8 @@ from server.exchange.replies import RefusalKind
 from server.model.aggregation import State
 from server.model.bit_entries import BitEntries
 from server.model.forms import payload_hash, to_record, to_state
-from server.strategies.flower import check_mixed_bits, make_strategy
+from server.requirements import check_mixed_bits
+from server.strategies.flower import make_strategy
 from server.strategies.packed_updates import PackedUpdates
 from server.strategies.stage_plan import StagePlan
 from tests.unit.fake_grid import FakeGrid, node_id_of

@@ -20,11 +20,11 @@ from common.settings import Scalar
 from server.exchange.registry import RegisteredDevice, SampledGrid
 from server.exchange.replies import RefusalKind
 from server.model.forms import to_record, to_state
+from server.requirements import required_replies
 from server.strategies import packed_updates
 from server.strategies.flower import (
     STRATEGIES,
     make_strategy,
-    required_replies,
     strategy_parameters,
 )
 from server.strategies.packed_updates import PackedUpdates
