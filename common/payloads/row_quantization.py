@@ -83,7 +83,9 @@ def _quantize_block(
     """Writes codes [n] of whole rows, and what they lose [n]; returns their scale [rows]."""
     largest_code = 2 ** (bits - 1) - 1
     buffer = np.abs(values)
-    peak = np.maximum.reduceat(buffer, row_lengths.cumsum() - row_lengths)
+    # As integers, whose order is the same without a sign, in half the time: no NaN to ask for.
+    bit_patterns = buffer.view(np.int32)
+    peak = np.maximum.reduceat(bit_patterns, row_lengths.cumsum() - row_lengths).view(np.float32)
     scale = np.divide(peak, largest_code, dtype=np.float32)
     gain = _ONE / scale
     tiny = peak < _MIN_PEAK
@@ -102,9 +104,11 @@ def _quantize_block(
         fixed = buffer.astype(np.uint16)
         fixed += dither[:-1]
     fixed >>= _FRACTION_BITS
-    np.subtract(fixed, largest_code, out=codes, casting="unsafe")
+    fixed -= largest_code  # wraps to two's complement
+    signed = fixed.view(np.int16)
+    np.copyto(codes, signed, casting="unsafe")
     if lost is not None:
-        np.copyto(buffer, codes)
+        np.copyto(buffer, signed)
         buffer *= scale.repeat(row_lengths)
         np.subtract(values, buffer, out=lost)
     return scale
