@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from client.features import FeatureTap
+from common.config import QuantizationConfig
 from common.folding import fold_batch_norm
 from common.models import MODEL_NAMES, create_model, feature_layers
+from common.qat import prepare
+from common.quantized_layers import IntConv2d
 
 
 def test_weights_and_bias() -> None:
@@ -63,6 +66,38 @@ def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
     with FeatureTap(model, feature_layers(model)) as tap:
         logits = model(images)
         return [*tap.take(), logits]
+
+
+def test_integer_weights_keep_their_codes() -> None:
+    """Codes 2 and -1 of step 0.5 times 3 / 2, or times -1 / 2: as above, with steps by channel."""
+    convolution, norm = IntConv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, eps=0.5)
+    del convolution.weight
+    convolution.register_buffer(
+        "weight_codes", torch.tensor([2, -1], dtype=torch.int8).reshape(2, 1, 1, 1)
+    )
+    convolution.register_buffer("weight_step", torch.tensor(0.5))
+    convolution.input_quantizer = None
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([3.0, -1.0]))
+        norm.bias.copy_(torch.tensor([7.0, 1.0]))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(torch.tensor([1.0, 0.0]))
+    norm.running_var.fill_(3.5)
+    folded = fold_batch_norm(nn.Sequential(convolution, norm))
+    inputs = torch.tensor([-1.0, 2.0]).reshape(2, 1, 1, 1)
+    assert folded(inputs).flatten().tolist() == pytest.approx([4.0, 0.75, 8.5, 1.5])
+    layer = folded[0]  # type: ignore[index]
+    assert layer.weight_codes.flatten().tolist() == [2, -1]
+    assert layer.weight_step.flatten().tolist() == pytest.approx([0.75, -0.25])
+    assert convolution.weight_step.item() == 0.5
+
+
+def test_weights_that_are_still_trained_are_refused() -> None:
+    """Times a factor they would have other codes."""
+    prepared = prepare(create_model("resnet8", num_classes=10), QuantizationConfig())
+    with pytest.raises(ValueError, match="bn1: there is no convolution right before it"):
+        fold_batch_norm(prepared)
 
 
 def test_memory_layout_is_kept() -> None:
