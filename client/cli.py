@@ -121,6 +121,15 @@ def _parser() -> argparse.ArgumentParser:
         help="image files, or folders of them",
     )
     predict.set_defaults(command=_predict)
+
+    export = commands.add_parser(
+        "export", help="write a trained model (best.fqrc of a run) as ONNX, for other runtimes"
+    )
+    export.add_argument(
+        "model", metavar="MODEL", type=named_path, help="a packed model, as best.fqrc"
+    )
+    export.add_argument("out", metavar="OUT", type=named_path, help="the new file, as best.onnx")
+    export.set_defaults(command=_export)
     return parser
 
 
@@ -241,3 +250,17 @@ def _predict(options: argparse.Namespace) -> None:
             f"Top-1 {100 * sum(hits) / len(hits):.2f} % of the {len(hits)} images whose folders "
             f"are named as classes"
         )
+
+
+def _export(options: argparse.Namespace) -> None:
+    from client.onnx_export import INPUT, OUTPUT, export_onnx
+    from common.payloads.packed_model import load_packed_model
+
+    model = load_packed_model(options.model)
+    num_bytes = export_onnx(model, options.out)
+    inputs = model.inputs
+    print(
+        f"{options.out}: {num_bytes:,} bytes; {INPUT!r}: uint8 "
+        f"[n, {inputs.channels}, {inputs.height}, {inputs.width}], {OUTPUT!r}: float32 "
+        f"[n, {len(inputs.class_names)}]"
+    )
