@@ -213,6 +213,35 @@ def test_a_device_that_fails_is_asked_again() -> None:
     assert (len(grid.sent), notes) == (3, [])
 
 
+def test_failures_before_an_answer_do_not_count() -> None:
+    """Two and two: three in a row would be the end."""
+    error = Error(code=1, reason="busy")
+    answers: list[Reply | Error] = [error, error, query_reply(0)] * 2
+    registry, grid, notes = make_registry(lambda *_: answers.pop(0), (0,))
+    for _ in range(2):
+        registry.courier.forgetful_nodes.add(node_id_of(0))
+        for _ in range(3):
+            registry.refresh()
+        assert partition_ids_of(registry) == [0]
+    assert (len(grid.sent), notes) == (6, [])
+
+
+def test_a_device_that_takes_part_after_all_does_not_count_as_refused() -> None:
+    """Device 1 was refused, and is there. So it is not hopeless to wait for 2, which starts up."""
+    answers: dict[int, list[Reply | Error]] = {
+        1: [Reply(partition_id=1, status=Status.NO_DATA, reason="no images")],
+        2: [Error(code=1, reason="starting up")],
+    }
+    registry, grid, _ = make_registry(
+        lambda k, _: answers[k].pop() if answers.get(k) else query_reply(k), (0, 1)
+    )
+    for num_devices in (1, 2, 3):
+        registry.wait_for(num_devices, timeout_seconds=5.0)
+        assert partition_ids_of(registry) == list(range(num_devices))
+        if num_devices == 2:
+            grid.partition_ids.append(2)
+
+
 def test_failures_of_an_earlier_presence_do_not_count() -> None:
     """Given up after three failures; when it returns it has three attempts again, not endless
     ones, for each of which a round would wait. The other one fails twice, answers, is away, and

@@ -379,6 +379,12 @@ DOUBLES: Any = np.zeros(4)
         (lambda s: encode_float(s, "bfloat16", {}), "float32 or float16, got 'bfloat16'"),
         (lambda s: encode_float(s, "float32", {"format": "x"}), "'format' is set by the encoder"),
         (lambda s: encode_float({"a": DOUBLES}, "float32", {}), "'a' must be float32"),
+        (lambda s: encode_codes({"a": DOUBLES}, {}, {}), "'a' must be float32"),
+        (lambda s: encode_int8({"a": DOUBLES}, {}), "'a' must be float32"),
+        (
+            lambda s: encode_delta({"a": DOUBLES}, {"a": DOUBLES}, 4, None, GENERATOR, {}),
+            "state 'a' must be float32",
+        ),
         (lambda s: encode_delta(s, s, 1, None, GENERATOR, {}), "2 to 8, got 1"),
         (lambda s: encode_delta(s, s, 9, None, GENERATOR, {}), "2 to 8, got 9"),
         (lambda s: encode_delta(s, {}, 4, None, GENERATOR, {}), "base must hold the names"),
