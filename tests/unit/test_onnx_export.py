@@ -18,35 +18,26 @@ from torch import nn
 from client.cli import main
 from client.onnx_export import export_onnx
 from common.config import QuantizationConfig
-from common.data.input_spec import InputSpec
 from common.errors import UserError
 from common.models import create_model
 from common.payloads.packed_model import PackedModel, save_packed_model
 from common.qat import activation_quantizers, calibrate, convert, prepare
+from tests.unit.folder_inputs import FOLDER_INPUTS
 
-INPUTS = InputSpec(
-    dataset_name="folder",
-    class_names=("ant", "bee", "wasp"),
-    channels=3,
-    height=8,
-    width=8,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.2, 0.3, 0.4),
-    crop_padding=1,
-    flip=True,
-)
 PIXELS = np.random.default_rng(3).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8)
 
 
 def normalised(pixels: np.ndarray) -> torch.Tensor:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (INPUTS.mean, INPUTS.std))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (FOLDER_INPUTS.mean, FOLDER_INPUTS.std)
+    )
     return (torch.from_numpy(pixels) / 255 - mean) / std
 
 
 def model_of(config: QuantizationConfig) -> PackedModel:
     """A ResNet-8 with statistics unlike a fresh model's; half its factors are negative."""
     generator = torch.Generator().manual_seed(5)
-    network = create_model("resnet8", num_classes=3, in_channels=3, generator=generator)
+    network = create_model("resnet8", num_classes=2, in_channels=3, generator=generator)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values, low, high in (
@@ -59,7 +50,7 @@ def model_of(config: QuantizationConfig) -> PackedModel:
                 values.uniform_(low, high, generator=generator)
     prepared = prepare(network, config).eval()
     calibrate(prepared, [normalised(PIXELS)], config)
-    return PackedModel(network=prepared, inputs=INPUTS)
+    return PackedModel(network=prepared, inputs=FOLDER_INPUTS)
 
 
 def logits_of(path: Path, pixels: np.ndarray, *, exact: bool = False) -> np.ndarray:
@@ -127,7 +118,7 @@ def test_a_value_by_hand(tmp_path: Path) -> None:
             layer.weight_quantizer.step.fill_(weight_step)
             layer.input_quantizer.step.fill_(0.1)
     inputs = replace(
-        INPUTS, class_names=("a",), channels=1, height=1, width=1, mean=(0.0,), std=(1.0,)
+        FOLDER_INPUTS, class_names=("a",), channels=1, height=1, width=1, mean=(0.0,), std=(1.0,)
     )
     export_onnx(PackedModel(network=prepared, inputs=inputs), tmp_path / "a.onnx")
     pixels = np.array([255, 0], np.uint8).reshape(2, 1, 1, 1)
@@ -142,18 +133,18 @@ def test_any_number_of_images_and_names_of_classes(
         tmp_path / "a.fqrc",
         model_of(config).network,
         model_name="resnet8",
-        inputs=INPUTS,
+        inputs=FOLDER_INPUTS,
         quantization=config,
     )
     path = tmp_path / "new" / "a.onnx"
     assert main(["export", str(tmp_path / "a.fqrc"), str(path)]) == 0
     assert capsys.readouterr().out == (
         f"{path}: {path.stat().st_size:,} bytes; 'images': uint8 [n, 3, 8, 8], "
-        f"'logits': float32 [n, 3]\n"
+        f"'logits': float32 [n, 2]\n"
     )
     assert [len(logits_of(path, PIXELS[:n])) for n in (1, 5)] == [1, 5]
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert json.loads(metadata["class-names"]) == ["ant", "bee", "wasp"]
+    assert json.loads(metadata["class-names"]) == ["ant", "bee"]
     # Torch notes for each node where in which file it was written, by its whole path.
     assert b".py" not in path.read_bytes()
     onnx.checker.check_model(path, full_check=True)

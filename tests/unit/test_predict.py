@@ -19,22 +19,11 @@ from common.errors import UserError
 from common.models import create_model
 from common.payloads.packed_model import PackedModel, save_packed_model
 from common.qat import prepare
+from tests.unit.folder_inputs import FOLDER_INPUTS
 from tests.unit.image_files import plain, png, write_tree
 
-INPUTS = InputSpec(
-    dataset_name="folder",
-    class_names=("ant", "bee"),
-    channels=3,
-    height=8,
-    width=8,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.2, 0.3, 0.4),
-    crop_padding=1,
-    flip=True,
-)
 
-
-def model_of(inputs: InputSpec = INPUTS) -> PackedModel:
+def model_of(inputs: InputSpec = FOLDER_INPUTS) -> PackedModel:
     network = create_model(
         "resnet8",
         num_classes=2,
@@ -70,7 +59,10 @@ def test_every_image_has_its_likeliest_class(
 def test_images_are_resized_and_normalised_as_in_training(tmp_path: Path, channels: int) -> None:
     """A plain image of 32 x 32 is one of 8 x 8; (200, 201, 202) is 201 in grey."""
     inputs = replace(
-        INPUTS, channels=channels, mean=INPUTS.mean[:channels], std=INPUTS.std[:channels]
+        FOLDER_INPUTS,
+        channels=channels,
+        mean=FOLDER_INPUTS.mean[:channels],
+        std=FOLDER_INPUTS.std[:channels],
     )
     model = model_of(inputs)
     (tmp_path / "a.png").write_bytes(png(plain(200)))
@@ -80,14 +72,14 @@ def test_images_are_resized_and_normalised_as_in_training(tmp_path: Path, channe
     with torch.no_grad():
         expected = model.network(batch).softmax(dim=1)[0]
     [prediction] = predict(model, [tmp_path / "a.png"])
-    assert prediction.class_name == INPUTS.class_names[int(expected.argmax())]
+    assert prediction.class_name == FOLDER_INPUTS.class_names[int(expected.argmax())]
     assert prediction.probability == pytest.approx(float(expected.max()), rel=1e-4)
 
 
 def test_another_shape_is_not_distorted(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(plain(0, height=8, width=8)))
     with pytest.raises(UserError, match=r"a\.png has 8x8 pixels, the model's images 6x8"):
-        list(predict(model_of(replace(INPUTS, width=6)), [tmp_path / "a.png"]))
+        list(predict(model_of(replace(FOLDER_INPUTS, width=6)), [tmp_path / "a.png"]))
 
 
 def test_folders_are_searched_and_files_are_taken_as_named(tmp_path: Path) -> None:
@@ -115,7 +107,7 @@ def save_sure_model(folder: Path) -> Path:
         path,
         sure_model().network,
         model_name="resnet8",
-        inputs=INPUTS,
+        inputs=FOLDER_INPUTS,
         quantization=QuantizationConfig(),
     )
     return path
