@@ -33,21 +33,8 @@ def to_png(title: str, rounds: Sequence[PlannedRound]) -> bytes:
     numbers = [each.round for each in rounds]
     time.plot(numbers, [each.virtual_seconds for each in rounds], ".-", color=TIME)
     time.set_title("Round, virtual seconds")
-    devices.stackplot(
-        numbers,
-        *[[getattr(each, name) for each in rounds] for name, _, _ in FATES],
-        labels=[label for _, label, _ in FATES],
-        colors=[colour for _, _, colour in FATES],
-        linewidth=0,
-        step="mid",
-    )
-    devices.set_title("Devices that were asked")
-    devices.margins(x=0)
-    for name, label, colour in (("egress", "to devices", DOWN), ("ingress", "from devices", UP)):
-        for kind, line in (("_gbits", "-"), ("_peak_gbits", ":")):
-            values = [getattr(each, name + kind) for each in rounds]
-            shown = f"{label}, {'mean' if kind == '_gbits' else 'peak'}"
-            traffic.plot(numbers, values, line, color=colour, label=shown)
+    draw_devices(devices, rounds)
+    draw_traffic(traffic, rounds)
     traffic.set_yscale("log")
     traffic.set_title("The server's line, Gbit/s (logarithmic)")
     joules = [each.joules for each in rounds]
@@ -68,6 +55,31 @@ def to_png(title: str, rounds: Sequence[PlannedRound]) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
+
+
+def draw_devices(axes: Any, rounds: Sequence[PlannedRound]) -> None:
+    """What became of the devices that were asked; a round is as wide as any other."""
+    last = rounds[-1]
+    axes.stackplot(
+        [*[each.round - 0.5 for each in rounds], last.round + 0.5],
+        *[[getattr(each, name) for each in (*rounds, last)] for name, _, _ in FATES],
+        labels=[label for _, label, _ in FATES],
+        colors=[colour for _, _, colour in FATES],
+        linewidth=0,
+        step="post",
+    )
+    axes.set_title("Devices that were asked")
+    axes.margins(x=0)
+
+
+def draw_traffic(axes: Any, rounds: Sequence[PlannedRound]) -> None:
+    """Mean and peak of the server's line; with points, for a single round makes no line."""
+    numbers = [each.round for each in rounds]
+    for name, label, colour in (("egress", "to devices", DOWN), ("ingress", "from devices", UP)):
+        for kind, line in (("_gbits", ".-"), ("_peak_gbits", ".:")):
+            values = [getattr(each, name + kind) for each in rounds]
+            shown = f"{label}, {'mean' if kind == '_gbits' else 'peak'}"
+            axes.plot(numbers, values, line, color=colour, label=shown)
 
 
 def from_zero(axes: Any) -> None:

@@ -12,7 +12,8 @@ from common.settings import Scalar
 from simulations import cli
 from simulations.emulation.fleet_file import load_fleet
 from simulations.planner.payload import known_inputs, measure_messages
-from simulations.planner.plot import from_zero
+from simulations.planner.planned_round import PlannedRound
+from simulations.planner.plot import draw_devices, draw_traffic, from_zero
 from simulations.planner.run import scale_fleet
 from simulations.planner.summary import ENERGY_UNITS, fitting_unit
 
@@ -101,6 +102,35 @@ def test_rounds_that_hardly_differ_are_not_cut() -> None:
     axes.plot([1, 2], [92.0, 92.3])
     from_zero(axes)
     assert axes.get_ylim() == pytest.approx((0.0, 1.05 * 92.315))
+
+
+def test_a_single_round_can_be_seen() -> None:
+    """Of six devices five reply and one breaks off: areas of 1 x 5 and 1 x 1, a round wide."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    devices, traffic = figure.subplots(1, 2)
+    planned = PlannedRound(
+        round=1,
+        virtual_start_seconds=0.0,
+        virtual_waited_seconds=0.0,
+        virtual_seconds=2.0,
+        num_available=6,
+        num_asked=6,
+        num_trained=5,
+        num_late=0,
+        num_surplus=0,
+        num_failed=1,
+        is_skipped=False,
+        download_bytes=3e6,
+        upload_bytes=3e5,
+        egress_peak_gbits=0.4,
+        ingress_peak_gbits=0.04,
+        joules=4.0,
+    )
+    draw_devices(devices, [planned])
+    boxes = [area.get_paths()[0].get_extents().bounds for area in devices.collections]
+    assert boxes == [(0.5, 0, 1, 5), (0.5, 5, 1, 0), (0.5, 5, 1, 0), (0.5, 5, 1, 1)]
+    draw_traffic(traffic, [planned])
+    assert [line.get_marker() for line in traffic.lines] == ["."] * 4
 
 
 def test_numbers_of_devices_and_rounds_may_be_settings(capsys: pytest.CaptureFixture[str]) -> None:
