@@ -11,6 +11,7 @@ from common.arguments import at_least
 from simulations.engines.terminated import end_cleanly_when_told
 
 if TYPE_CHECKING:
+    from common.config import Config
     from simulations.display.console import ConsoleReporter
     from simulations.settings.scenario import Scenario
 
@@ -55,3 +56,11 @@ def run_with(options: argparse.Namespace, scenario: Scenario, reporter: ConsoleR
         num_workers=default_workers() if options.workers is None else options.workers,
         debug=options.debug,
     )
+
+
+def check_with(options: argparse.Namespace, config: Config) -> None:
+    """Refuse a run that is known to fail as the options say; see `simulations.runner.check_run`."""
+    # Imported late, as above.
+    from simulations.runner import check_run
+
+    check_run(config, options.engine)

@@ -15,6 +15,7 @@ from common.paths import without_tilde
 from common.settings import Scalar
 from server.checkpoints.device_states import device_folder
 from server.records.recorder import SUMMARY_FILE, check_run_folder, default_run_folder
+from server.requirements import check_mixed_bits, refuse_emulation, required_replies
 from simulations.display.console import ConsoleReporter
 from simulations.emulation.fleet import DeviceFleet, check_fleet
 from simulations.emulation.fleet_file import load_fleet
@@ -53,13 +54,7 @@ def run_scenario(
         UserError: for what a user can mend; nothing is written then.
         RunFailedError: if a run on Ray was not completed.
     """
-    fleet = load_fleet(scenario.config.fleet.name) if scenario.config.fleet.name else None
-    if fleet is not None:
-        if engine != "local":
-            raise UserError(f"fleet.name = '{fleet.name}': expected none with --engine {engine}")
-        check_fleet(fleet, scenario.config)
-    model = scenario.config.model
-    resolve_teacher(model.teacher, model.name, scenario.config.data.dataset)
+    fleet = check_run(scenario.config, engine)
     run_folder = default_run_folder(scenario.config)
     if not scenario.config.run.resume:
         check_run_folder(run_folder)
@@ -67,6 +62,28 @@ def run_scenario(
         _run_on_ray(scenario, reporter, run_folder, num_workers, debug)
     else:
         _run_locally(scenario, reporter, run_folder, num_workers, fleet)
+
+
+def check_run(config: Config, engine: str) -> DeviceFleet | None:
+    """Refuse what can be known to fail before anything is loaded or written.
+
+    Returns:
+        The fleet that is emulated, if one is.
+
+    Raises:
+        UserError: the teacher is missing, or settings, fleet and engine do not go together.
+    """
+    check_mixed_bits(config)
+    required_replies(config)
+    resolve_teacher(config.model.teacher, config.model.name, config.data.dataset)
+    if not config.fleet.name:
+        refuse_emulation(config)
+        return None
+    fleet = load_fleet(config.fleet.name)
+    if engine != "local":
+        raise UserError(f"fleet.name = '{fleet.name}': expected none with --engine {engine}")
+    check_fleet(fleet, config)
+    return fleet
 
 
 def _run_locally(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import add_settings_argument, percentage, seed_list
-from simulations.engine_options import add_engine_options, prepare_process, run_with
+from simulations.engine_options import add_engine_options, check_with, prepare_process, run_with
 
 
 def add_compare_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -104,6 +104,7 @@ def _compare(options: argparse.Namespace) -> int:
                 failures = run_missing(
                     runs,
                     folder,
+                    partial(check_with, options),
                     partial(run_with, options),
                     console,
                     # Flower's runtime keeps its devices' states to itself: they would be lost.

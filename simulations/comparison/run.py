@@ -56,6 +56,7 @@ class SweepReporter(ConsoleReporter):
 def run_missing(
     runs: Sequence[PlannedRun],
     folder: ComparisonFolder,
+    check: Callable[[Config], object],
     run_scenario: RunScenario,
     console: Console,
     *,
@@ -64,13 +65,16 @@ def run_missing(
     """Run what is not finished; returns what failed, a line for each run.
 
     A run that was interrupted goes on after its last checkpoint, unless ``goes_on`` is false. A
-    run that fails does not keep the others from being run; it is tried again the next time.
+    run that fails does not keep the others from being run; it is tried again the next time. What
+    ``check`` refuses is known to fail: nothing is run, and the folder remembers none of it.
 
     Raises:
         UserError: a finished run was made with other settings, or with other data, another teacher
-            or fleet under the same name.
+            or fleet under the same name, or ``check`` refuses one that is to be run.
     """
     waiting = [run for run in runs if not folder.is_finished(run)]
+    for run in waiting:
+        check(run.config)
     if waiting:
         refuse_mixture(folder.finished_runs(), [run.config for run in waiting])
     if len(waiting) < len(runs):

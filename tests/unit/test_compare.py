@@ -106,6 +106,32 @@ def test_a_failed_run_does_not_keep_the_others_from_being_run(
     assert runs.names == [RES_0, FULL_0, RES_0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.teacher=there.safetensors"], "expected 'shipped' or an existing file"),
+        (["fleet.name=lab-fleet.yaml"], "no class trains at quantization.weight-bits = 2"),
+        (["fleet.over-selection=2"], "expected 1 without fleet.name"),
+        (["strategy.name=krum", "strategy.num-malicious=4"], "krum needs at least 11 devices"),
+        (
+            ["federation.mixed-bits='2,4'", "strategy.name=fedmedian"],
+            "expected none of bulyan, fedmedian",
+        ),
+    ],
+)
+def test_what_is_known_to_fail_is_refused_before_anything_is_run(
+    arguments: list[str], message: str, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is free for the command that was meant; Krum needs 2 * 4 + 3 of ten devices."""
+    Path("lab-fleet.yaml").write_text(
+        "classes: {a: {like: raspberry-pi-4, count: 10, weight-bits: [4]}}\n"
+    )
+    assert compare("--set", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert (runs.names, Path("out/comparison.json").exists()) == ([], False)
+    assert compare() == 0
+
+
 def test_an_interrupted_comparison_reports_what_is_finished(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
