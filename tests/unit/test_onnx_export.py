@@ -101,28 +101,36 @@ def test_logits_and_codes_are_those_of_the_packed_model(
 
 
 def test_a_value_by_hand(tmp_path: Path) -> None:
-    """A white pixel, 1, is clipped to the code 7, 0.7; 0.7 x 1.5 + 0.22 = 1.27 has the code 13.
+    """A white pixel, 1, is clipped to the code 7, 0.7; 0.7 x 1.5 + 1.46 = 2.51 has the code 13 of
+    0.2, 2.6 + 0.04 = 2.64 the code 11 of 0.25, 2.75 x -2 + 1 = -4.5.
 
-    1.3 x -2 + 1 = -1.6. A black one: 0.22 has the code 2, 0.2 x -2 + 1 = 0.6.
+    A black one, -1, is clipped to the code -8, -0.8; -0.8 x 1.5 + 1.46 = 0.26 has the code 1,
+    0.2 + 0.04 = 0.24 the code 1, 0.25 x -2 + 1 = 0.5. With the bias 0.04 rounded to a multiple of
+    0.2 x 0.5 white would have the code 10 in place of 11.
     """
     config = QuantizationConfig(weight_bits=4, activation_bits=4, edge_bits=4)
     network = nn.Sequential(
-        nn.Conv2d(1, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1)
+        *(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        *(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)),
     )
     prepared = prepare(network, config).eval()
     with torch.no_grad():
-        for index, weight, weight_step, bias in ((0, 1.5, 0.5, 0.22), (4, -2.0, 0.25, 1.0)):
+        for index, step, weight, weight_step, bias in (
+            (0, 0.1, 1.5, 0.5, 1.46),
+            (4, 0.2, 1.0, 0.5, 0.04),
+            (6, 0.25, -2.0, 0.25, 1.0),
+        ):
             layer = prepared[index]  # type: ignore[index]
             layer.weight.fill_(weight)
             layer.bias.fill_(bias)
             layer.weight_quantizer.step.fill_(weight_step)
-            layer.input_quantizer.step.fill_(0.1)
+            layer.input_quantizer.step.fill_(step)
     inputs = replace(
-        FOLDER_INPUTS, class_names=("a",), channels=1, height=1, width=1, mean=(0.0,), std=(1.0,)
+        FOLDER_INPUTS, class_names=("a",), channels=1, height=1, width=1, mean=(0.5,), std=(0.5,)
     )
     export_onnx(PackedModel(network=prepared, inputs=inputs), tmp_path / "a.onnx")
     pixels = np.array([255, 0], np.uint8).reshape(2, 1, 1, 1)
-    assert logits_of(tmp_path / "a.onnx", pixels).ravel() == pytest.approx([-1.6, 0.6])
+    assert logits_of(tmp_path / "a.onnx", pixels).ravel() == pytest.approx([-4.5, 0.5])
 
 
 def test_any_number_of_images_and_names_of_classes(
