@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as npst
 from common.payloads import wire
 from common.payloads.updates import (
     decode_state,
+    decode_update,
     encode_codes,
     encode_delta,
     encode_float,
@@ -178,9 +179,10 @@ def test_int8_by_hand() -> None:
         "w": np.array([[127, 2.4], [-63.5, -0.3]], np.float32),
         "b": np.array([0.1], np.float32),
     }
-    decoded = decode_state(encode_int8(state, {}))
-    assert decoded["w"].tolist() == [[127, 2], [-63.5, -0.5]]
-    assert decoded["b"][0] == np.float32(0.1)
+    decoded = decode_update(encode_int8(state, {}))
+    assert decoded.state["w"].tolist() == [[127, 2], [-63.5, -0.5]]
+    assert decoded.state["b"][0] == np.float32(0.1)
+    assert sorted(decoded.flat.tolist()) == [-63.5, -0.5, np.float32(0.1), 2, 127]
 
 
 def test_delta_by_hand() -> None:

@@ -16,6 +16,8 @@ from common.payloads import wire
 from common.payloads.wire import WireError
 from tests.unit.wire_payloads import checksummed, payload_of, payload_with, small_payload
 
+EMPTY = zlib.compress(b'{"tensors":[],"metadata":{}}')
+
 
 def test_every_changed_byte_is_refused() -> None:
     payload = small_payload()
@@ -54,6 +56,10 @@ def test_sizes_that_a_valid_checksum_covers_are_refused_too() -> None:
         (checksummed(struct.pack("<4sII", b"FQWP", 1, 0)), "version: 1 is not supported, only 2"),
         (checksummed(struct.pack("<4sII", b"FQWP", 2, 4) + b"junk"), "not a zlib stream"),
         (checksummed(struct.pack("<4sII", b"FQWP", 2, 5) + zlib.compress(b"{}")[:5]), "complete"),
+        (
+            checksummed(struct.pack("<4sII", b"FQWP", 2, len(EMPTY) + 1) + EMPTY + b"\0"),
+            "one complete",
+        ),
         (payload_of(b"{}"), "'metadata' and 'tensors'"),
         (payload_of([]), "'metadata' and 'tensors'"),
         (payload_of({"metadata": [], "tensors": []}), "must be an object"),
@@ -67,6 +73,7 @@ def test_sizes_that_a_valid_checksum_covers_are_refused_too() -> None:
         (payload_of(b'{"metadata": {"a": NaN}, "tensors": []}'), "metadata 'a'"),
         (payload_with([], metadata={"a": None}), "metadata 'a'"),
         (payload_with([], metadata={"a": [1]}), "metadata 'a'"),
+        (payload_with([], metadata={"a": 1 << 63}), "metadata 'a'"),
         (payload_with([], metadata={"\x1b[2J": 1}), "metadata key"),
         (payload_with([1]), "tensor 0 must be"),
         (payload_with([["a", "float32"]]), "tensor 0 must be"),
@@ -96,6 +103,16 @@ def test_sizes_that_a_valid_checksum_covers_are_refused_too() -> None:
 def test_hostile_payloads_are_refused_by_name(payload: bytes, message: str) -> None:
     with pytest.raises(WireError, match=message):
         wire.decode(payload)
+
+
+def test_a_header_of_the_largest_size() -> None:
+    """A megabyte, of which 34 bytes are around the text: as much can be sent, and no more."""
+    text = "x" * ((1 << 20) - len('{"tensors":[],"metadata":{"a":""}}'))
+    assert wire.decode(wire.encode({}, {"a": text}))[1] == {"a": text}
+    with pytest.raises(WireError, match="header must be at most 1048576 bytes, got 1048577"):
+        wire.encode({}, {"a": text + "x"})
+    with pytest.raises(WireError, match="at most 1048576 bytes"):
+        wire.decode(payload_of(f'{{"tensors":[],"metadata":{{"a":"{text}x"}}}}'.encode()))
 
 
 @pytest.mark.parametrize(
