@@ -301,9 +301,12 @@ def test_a_hot_device_pauses_and_says_so(
     flat = settings(server_images) | {"data.num-devices": 1, "federation.min-devices": 1}
     fleet = LocalFleet({0: folder}, flat, {"max-temperature": 75})
     run_federation(FakeGrid(fleet, [0]), Config.from_flat(flat), SilentReporter(), tmp_path / "run")
-    first, *_ = recorded(tmp_path / "run", "device")
+    lines = recorded(tmp_path / "run", "device")
+    first, *later = [line for line in lines if line["task"] == "train"]
     assert first["temperature_celsius"] == 80
     assert first["paused_seconds"] > 0
+    # Looked at in quantized rounds as well.
+    assert [line["temperature_celsius"] for line in later] == [60, 60]
 
 
 def test_a_device_that_stays_hot_says_so_before_the_server_gives_it_up(

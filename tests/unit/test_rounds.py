@@ -12,7 +12,9 @@ import torch
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from client.deadline import Pace
 from client.device import Device, float_model, quantized_model
 from client.rounds import (
     calibration_round,
@@ -21,7 +23,7 @@ from client.rounds import (
     quantized_round,
     statistics_round,
 )
-from client.state import TeacherStore, load_coreset, load_residual
+from client.state import TeacherStore, load_coreset, load_pace, load_residual
 from common.checkpoints import content_hash
 from common.config import Config
 from common.data.augmentation import normalize
@@ -378,6 +380,20 @@ class TestCoreset:
         assert coreset.epoch == 0
 
 
+class TestPace:
+    @pytest.mark.parametrize(
+        ("adaptive", "told", "is_kept"),
+        [(True, False, True), (True, True, False), (False, False, False)],
+    )
+    def test_is_kept_where_it_is_needed_and_not_told(
+        self, device: Device, adaptive: bool, told: bool, is_kept: bool
+    ) -> None:
+        pace = Pace(seconds_per_sample=1e-6, seconds_per_scored_sample=1e-6) if told else None
+        records = RecordDict()
+        answer(make_config(coreset__adaptive=adaptive), replace(device, pace=pace), records)
+        assert ("seconds-per-sample" in load_pace(records)) == is_kept
+
+
 class TestUpdates:
     def test_float32_is_the_trained_state(self, device: Device) -> None:
         config = make_config()
@@ -530,6 +546,37 @@ class TestTraining:
             name = "layer1.0.conv1.weight"
             changes.append(float(np.abs(state[name] - base[name]).sum()))
         assert changes[1] < 0.5 * changes[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "answer_round", "whole", "limited"),
+    [
+        (Stage.FLOAT, float_round, 10, 2),
+        (Stage.QUANTIZED, quantized_round, 10, 2),
+        (Stage.STATISTICS, statistics_round, 20, 7),
+    ],
+)
+def test_a_pass_takes_as_many_images_as_fit(
+    stage: Stage, answer_round: Any, whole: int, limited: int, device: Device
+) -> None:
+    """A batch of ten in training, or the least of two where memory is used up; twenty images at
+    once for statistics, or in three parts, of at most eight."""
+    config = make_config(coreset__selection="full", training__batch_norm_images=20)
+    request = make_request(config, device, stage=stage)
+    for max_memory, largest in ((0, whole), (10**6, limited)):
+        passed: list[int] = []
+
+        def note(module: nn.Module, inputs: Any, passed: list[int] = passed) -> None:
+            if module.training:
+                passed.append(len(inputs[0]))
+
+        hook = register_module_forward_pre_hook(note)
+        try:
+            small = replace(device, max_memory_bytes=max_memory, used_memory_bytes=10**6)
+            answer_round(config, small, request, RecordDict())
+        finally:
+            hook.remove()
+        assert max(passed) == largest
 
 
 def test_a_payload_of_another_architecture_is_refused(device: Device) -> None:
