@@ -105,7 +105,7 @@ class GuardedGrid(GridView):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         seconds = math.inf if timeout is None else timeout
-        due = [message_id for message_id in self._push(messages, seconds) if message_id]
+        due = self._push(messages, seconds)
         deadline = time.monotonic() + seconds
         replies: list[Message] = []
         while True:

@@ -155,6 +155,26 @@ def test_who_does_not_answer_is_waited_for_until_the_timeout_and_no_longer(
     assert looks == [0.0, 3.0, 6.0, 7.5]
 
 
+def test_a_message_that_the_superlink_does_not_take_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeTime()
+    monkeypatch.setattr(guarded_grid, "time", clock)
+    superlink = FakeSuperLink()
+    push = superlink.PushMessages
+
+    def push_all_but_one(request: Any) -> PushAppMessagesResponse:
+        taken = push(request)
+        return PushAppMessagesResponse(
+            message_ids=[taken.message_ids[0], ""], session_id=taken.session_id
+        )
+
+    superlink.PushMessages = push_all_but_one  # type: ignore[method-assign]
+    (reply,) = guarded(superlink).send_and_receive(requests(11, 12), timeout=5)
+    assert reply.metadata.src_node_id == 11
+    assert clock.now == 100.0
+
+
 def test_a_reply_that_is_not_all_here_at_the_timeout_is_a_failure_and_holds_up_nobody() -> None:
     """Node 12 has announced its reply, whose metrics never come."""
     superlink = FakeSuperLink()
@@ -184,6 +204,9 @@ def test_a_reply_that_is_still_uploaded_holds_up_no_other() -> None:
     assert reply.metadata.src_node_id == 12
     assert reply.content["metrics"]["m"] == 12  # type: ignore[index]
     assert len({request.message_object_id for request in confirmed}) == 2
+    assert reply.metadata.message_id == confirmed[1].message_object_id
+    # The other one was confirmed by Flower.
+    assert len({(request.node.node_id, request.run_id) for request in confirmed}) == 1
     assert list(grid.pull_messages(message_ids)) == []
 
 
@@ -191,8 +214,10 @@ def test_a_reply_that_is_too_large_is_a_failure(monkeypatch: pytest.MonkeyPatch)
     """The requests have less than 100 bytes, an answer with nothing but a metric more than 20."""
     monkeypatch.setattr(guarded_grid, "LARGEST_SMALL_REPLY", 20)
     monkeypatch.setattr(guarded_grid, "MAX_GROWTH", 0)
-    exchange = Courier(guarded(FakeSuperLink()), timeout_seconds=5).exchange(requests(11))
+    grid = guarded(FakeSuperLink())
+    exchange = Courier(grid, timeout_seconds=5).exchange(requests(11))
     assert exchange.failures[11] == "its message has more than 20 bytes"
+    assert not grid._due
 
 
 def test_messages_live_little_longer_than_their_replies_are_waited_for() -> None:
@@ -227,7 +252,8 @@ def test_replies_that_never_come_leave_nothing_behind(monkeypatch: pytest.Monkey
     assert list(grid.send_and_receive(requests(11, 12), timeout=2.0)) == []
     message_ids = list(grid.push_messages(requests(13)))
     assert list(grid.pull_messages(message_ids)) == []
-    assert len(grid._due) == 1
+    (due,) = grid._due.values()
+    assert not due.message.content
     clock.sleep(5.0)
     assert list(grid.pull_messages(message_ids)) == []
     assert not grid._due
