@@ -86,7 +86,11 @@ def _to_onnx(model: PackedModel) -> bytes:
 
 
 class _Deployed(nn.Module):
-    """Pixels to logits."""
+    """Pixels to logits.
+
+    Normalised as by `common.data.augmentation.normalize`, whose way by rows of pixels would put
+    transpositions into the file.
+    """
 
     mean: Tensor
     std: Tensor
