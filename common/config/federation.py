@@ -47,7 +47,8 @@ class FederationConfig(Section, name="federation"):
     error_feedback: bool = setting(True)
     """Delta: a device adds what rounding lost to its next update."""
     downlink_format: str = setting("float32", choices=("float32", "float16", "int8"))
-    """How the global model travels to the devices."""
+    """How the global model travels to devices that train from it; for a measurement alone a low-bit
+    model goes as its codes."""
     mixed_bits: str = setting("")
     """Weight bits that devices may train at, as "2,4", quantization.weight-bits among them: each
     takes the largest that it supports; empty: all train at quantization.weight-bits."""

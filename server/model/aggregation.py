@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from common.messages import NUM_EXAMPLES, Reply
 from common.models import RUNNING_VARIANCE, is_statistic
+from common.payloads.wire import Codes
 from common.qat import STEP_SUFFIX
 from common.quantization import SMALLEST_STEP
 
@@ -74,6 +75,11 @@ def average_states(
         for name, accumulated in mean.items():
             accumulated += state[name] * np.float32(weight / total)
     return mean
+
+
+def deployed_weights(quantized: Mapping[str, Codes]) -> State:
+    """Quantized weights as a deployed model uses them: step * code."""
+    return {name: codes.dequantize() for name, codes in quantized.items()}
 
 
 def lift_codes(

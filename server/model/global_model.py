@@ -13,6 +13,7 @@ from common.data.datasets import Dataset
 from common.data.input_spec import InputSpec
 from common.models import load_state
 from common.payloads.packed_model import SUFFIX, save_packed_model
+from common.payloads.wire import Codes
 from common.qat import quantized_weights
 from server.model.aggregation import State
 from server.model.bit_entries import ONE_WIDTH, BitEntries
@@ -57,10 +58,10 @@ class GlobalModel:
                 batch_size=self.config.evaluation.batch_size,
             )
 
-    def deployed_weights(self, state: State) -> State:
-        """Load a state; its quantized weights as they are deployed, step * code."""
+    def quantize(self, state: State) -> dict[str, Codes]:
+        """Load a state; the codes of its quantized weights."""
         load_state(self.module, state)
-        return {name: codes.dequantize() for name, codes in quantized_weights(self.module).items()}
+        return quantized_weights(self.module)
 
     def save(self, folder: Path, name: str, state: State) -> None:
         """Write ``name``.safetensors, the float latents, and ``name``.fqrc, the low-bit model."""

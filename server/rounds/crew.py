@@ -13,7 +13,7 @@ from common.seeding import numpy_generator
 from server.exchange.courier import Exchange
 from server.exchange.registry import RegisteredDevice
 from server.exchange.replies import Expectation, Judgement, Refusal, RefusalKind, judge_replies
-from server.model.aggregation import State
+from server.model.aggregation import State, deployed_weights
 from server.model.forms import pack_model, payload_hash
 from server.records.round_lines import with_failures
 from server.rounds.session import Session
@@ -41,6 +41,7 @@ class Version:
 def publish(plan: StagePlan, round_index: int, num_steps: int, state: State) -> Version:
     """The version of the model that round ``round_index`` (from 0) begins with."""
     payload, base = pack_model(state, plan.downlink_format)
+    quantized = plan.quantize[plan.entries.bits[0]](base) if plan.lifts_codes else {}
     digest = payload_hash(payload)
     request = TrainRequest(
         stage=plan.stage,
@@ -63,7 +64,7 @@ def publish(plan: StagePlan, round_index: int, num_steps: int, state: State) -> 
         state=state,
         request=request,
         expected=expected,
-        base_deployed=plan.deploy[plan.entries.bits[0]](base) if plan.lifts_codes else {},
+        base_deployed=deployed_weights(quantized),
     )
 
 

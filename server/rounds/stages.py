@@ -82,7 +82,7 @@ def train_quantized(
         update_shapes=_shapes(model.entries.view(state, model.entries.bits[0])),
         teacher_hash=teacher_hash,
         entries=model.entries,
-        deploy={bits: part.deployed_weights for bits, part in model.by_bits.items()},
+        quantize={bits: part.quantize for bits, part in model.by_bits.items()},
         lifts_codes=config.federation.update_format == "codes",
         holdout_fraction=config.data.holdout_fraction,
         renews_statistics=config.training.batch_norm_images > 0,

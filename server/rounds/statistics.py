@@ -58,6 +58,7 @@ def renew_statistics(
         min_replies=plan.min_replies,
         update_shapes=shapes,
         entries=plan.entries,
+        quantize=plan.quantize,
     )
     strategy = make_strategy(averaging(session.config.strategy), statistics)
     grid = session.sampled_grid(Stage.STATISTICS, 0, plan.min_replies)

@@ -26,10 +26,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from common.messages import METRICS, NUM_EXAMPLES, EvaluateRequest, Reply, Stage, TrainRequest
+from common.payloads.updates import encode_codes
 from server.exchange.registry import SampledGrid
 from server.exchange.replies import Expectation, Judgement
 from server.model.aggregation import (
     State,
+    deployed_weights,
     evaluation_metrics,
     is_finite,
     is_learned,
@@ -94,9 +96,7 @@ class PackedUpdates(FedAvg):
         self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
         requests = {}
         for bits in groups:
-            payload, base = pack_model(
-                self.plan.entries.view(state, bits), self.plan.downlink_format
-            )
+            payload, base = self._packed(state, bits, is_trained=self._is_training())
             requests[bits] = TrainRequest(
                 stage=self.plan.stage,
                 round_index=server_round - 1,
@@ -204,7 +204,7 @@ class PackedUpdates(FedAvg):
         trained_share = 1 - self.plan.holdout_fraction
         contents = {}
         for bits in groups:
-            payload, _ = pack_model(self.plan.entries.view(state, bits), self.plan.downlink_format)
+            payload, _ = self._packed(state, bits, is_trained=False)
             contents[bits] = EvaluateRequest(
                 stage=self.plan.stage,
                 round_index=server_round - 1,
@@ -230,6 +230,17 @@ class PackedUpdates(FedAvg):
         metrics = evaluation_metrics(self.judgement.accepted)
         return MetricRecord({name: value for name, value in metrics.items() if value is not None})
 
+    def _packed(self, state: State, bits: int, *, is_trained: bool) -> tuple[bytes, State]:
+        """The model for devices of a bit-width, and the state that they train from.
+
+        To be looked at only, a low-bit model goes as its codes: a fraction of the bytes, and the
+        same outputs.
+        """
+        view = self.plan.entries.view(state, bits)
+        if is_trained or not self.plan.quantize:
+            return pack_model(view, self.plan.downlink_format)
+        return encode_codes(view, self.plan.quantize[bits](view), {}), view
+
     def _is_training(self) -> bool:
         return self.plan.stage in (Stage.FLOAT, Stage.QUANTIZED)
 
@@ -237,7 +248,10 @@ class PackedUpdates(FedAvg):
         """Bit-width -> the weights that its devices were sent, as deployed; only where needed."""
         if not (self.plan.lifts_codes or self.plan.weighs_by_error):
             return {}
-        return {bits: self.plan.deploy[bits](self._groups.base(bits)) for bits in self._groups}
+        return {
+            bits: deployed_weights(self.plan.quantize[bits](self._groups.base(bits)))
+            for bits in self._groups
+        }
 
     def _weights(
         self, replies: Iterable[Reply], device_bits: Iterable[int], deployed: Mapping[int, State]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from common.messages import Stage
+from common.payloads.wire import Codes
 from server.model.aggregation import State
 from server.model.bit_entries import BitEntries
 from server.strategies.privacy import GaussianMechanism
@@ -25,8 +26,8 @@ class StagePlan:
     teacher_hash: str = ""
     entries: BitEntries = field(default_factory=BitEntries)
     """What of a state belongs to one of several bit-widths."""
-    deploy: Mapping[int, Callable[[State], State]] = field(default_factory=dict)
-    """Bit-width -> the weights of a state as deployed, quantized ones alone."""
+    quantize: Mapping[int, Callable[[State], Mapping[str, Codes]]] = field(default_factory=dict)
+    """Bit-width -> the codes of a state's quantized weights; empty: the model is float."""
     lifts_codes: bool = False
     """Whether updates are codes."""
     mechanism: GaussianMechanism | None = None

@@ -14,6 +14,7 @@ from common.config import Config, StrategyConfig
 from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, TrainRequest
 from common.payloads.updates import decode_state, encode_delta, encode_float
+from common.payloads.wire import Codes
 from server.exchange.registry import RegisteredDevice, SampledGrid
 from server.exchange.replies import RefusalKind
 from server.model.aggregation import State
@@ -34,8 +35,12 @@ def array(*values: float) -> NDArray[np.float32]:
 
 
 START = {WEIGHT: array(3, 4), STEP_2: array(4), STEP_4: array(0.5)}
-DEPLOYED = {2: {WEIGHT: array(4, 4)}, 4: {WEIGHT: array(3.5, 4)}}
-"""Relative errors ||(1, 0)|| / ||(3, 4)|| = 0.2 at 2 bits and ||(0.5, 0)|| / 5 = 0.1 at 4."""
+QUANTIZED = {
+    2: {WEIGHT: Codes(codes=np.array([1, 1], np.int8), bits=2, scale=np.array(4, np.float32))},
+    4: {WEIGHT: Codes(codes=np.array([7, 4], np.int8), bits=4, scale=array(0.5, 1))},
+}
+"""Deployed (4, 4) and (3.5, 4): relative errors ||(1, 0)|| / ||(3, 4)|| = 0.2 at 2 bits and
+||(0.5, 0)|| / 5 = 0.1 at 4."""
 
 
 def device(weights: tuple[float, float], step: float) -> State:
@@ -50,7 +55,7 @@ def make_strategy_of(name: str = "fedavg", **changes: Any) -> PackedUpdates:
         "min_replies": 1,
         "update_shapes": {WEIGHT: (2,), STEP: (1,)},
         "entries": BitEntries(bits=(2, 4), names=(WEIGHT, STEP), own=frozenset({STEP})),
-        "deploy": {2: lambda _: DEPLOYED[2], 4: lambda _: DEPLOYED[4]},
+        "quantize": {2: lambda _: QUANTIZED[2], 4: lambda _: QUANTIZED[4]},
         **changes,
     }
     return make_strategy(StrategyConfig(name=name), StagePlan(**settings))
@@ -109,7 +114,9 @@ def test_devices_measure_at_their_bit_width() -> None:
     messages = strategy.configure_evaluate(1, to_record(START), ConfigRecord(), grid)
     requests = [EvaluateRequest.from_record(message.content) for message in messages]
     assert [request.weight_bits for request in requests] == [2, 4]
-    assert [decode_state(request.model)[STEP] for request in requests] == [array(4), array(0.5)]
+    models = [decode_state(request.model) for request in requests]
+    assert [model[STEP] for model in models] == [array(4), array(0.5)]
+    assert [model[WEIGHT].tolist() for model in models] == [[4, 4], [3.5, 4]]
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavgm"])

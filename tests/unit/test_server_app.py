@@ -280,6 +280,7 @@ def test_statistics_come_from_the_devices_after_the_last_round(run_folder: Path)
     requests = requests_of(grid)
     assert [r.stage for r in requests[-6:]] == [Stage.QUANTIZED] * 3 + [Stage.STATISTICS] * 3
     trained = decode_state(requests[-1].model)
+    assert len(requests[-1].model) < len(requests[-4].model) / 9  # codes: 2 bits of 32, and more
     last = load_packed_model(run_folder / "last.fqrc").network.state_dict()
     statistics = {name: values for name, values in last.items() if "running" in name}
     assert statistics
