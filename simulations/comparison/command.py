@@ -74,7 +74,7 @@ def _compare(options: argparse.Namespace) -> int:
     from common.extras import import_extra
     from simulations.comparison.folder import ComparisonFolder
     from simulations.comparison.plots import NEEDED_FOR
-    from simulations.comparison.run import read_finished, run_missing
+    from simulations.comparison.run import check_missing, read_finished, run_missing
     from simulations.comparison.sweep import load_sweep, plan_runs
     from simulations.display.terminal import print_line
     from simulations.results.files import GOES_ON
@@ -99,12 +99,12 @@ def _compare(options: argparse.Namespace) -> int:
     failures = []
     if not options.report_only:
         prepare_process(options)
+        check_missing(runs, folder, partial(check_with, options))
         try:
             with folder.claim():
                 failures = run_missing(
                     runs,
                     folder,
-                    partial(check_with, options),
                     partial(run_with, options),
                     console,
                     # Flower's runtime keeps its devices' states to itself: they would be lost.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,29 @@ class SweepReporter(ConsoleReporter):
         )
 
 
+def check_missing(
+    runs: Iterable[PlannedRun], folder: ComparisonFolder, check: Callable[[Config], object]
+) -> None:
+    """Refuse what is not finished and known to fail, before anything is run or written.
+
+    Raises:
+        UserError: ``check`` refuses a run, or its images are missing or damaged.
+    """
+    waiting = [run.config for run in runs if not folder.is_finished(run)]
+    for config in waiting:
+        check(config)
+    # Imported late: it needs torch, which reports do not.
+    from common.data.datasets import configured_dataset
+
+    # Most settings of the section are of the split: each data set is looked at once.
+    data = [config.data for config in waiting]
+    for each in {(one.dataset, one.root, one.image_size): one for one in data}.values():
+        configured_dataset(each)
+
+
 def run_missing(
     runs: Sequence[PlannedRun],
     folder: ComparisonFolder,
-    check: Callable[[Config], object],
     run_scenario: RunScenario,
     console: Console,
     *,
@@ -65,16 +84,13 @@ def run_missing(
     """Run what is not finished; returns what failed, a line for each run.
 
     A run that was interrupted goes on after its last checkpoint, unless ``goes_on`` is false. A
-    run that fails does not keep the others from being run; it is tried again the next time. What
-    ``check`` refuses is known to fail: nothing is run, and the folder remembers none of it.
+    run that fails does not keep the others from being run; it is tried again the next time.
 
     Raises:
         UserError: a finished run was made with other settings, or with other data, another teacher
-            or fleet under the same name, or ``check`` refuses one that is to be run.
+            or fleet under the same name.
     """
     waiting = [run for run in runs if not folder.is_finished(run)]
-    for run in waiting:
-        check(run.config)
     if waiting:
         refuse_mixture(folder.finished_runs(), [run.config for run in waiting])
     if len(waiting) < len(runs):

@@ -117,6 +117,8 @@ def test_a_failed_run_does_not_keep_the_others_from_being_run(
             ["federation.mixed-bits='2,4'", "strategy.name=fedmedian"],
             "expected none of bulyan, fedmedian",
         ),
+        (["data.dataset=folder", "data.root=nowhere"], "cannot read image folder nowhere: No such"),
+        (["data.dataset=[digits, cifar10]", "data.root=nowhere"], "data folder nowhere does not"),
     ],
 )
 def test_what_is_known_to_fail_is_refused_before_anything_is_run(
@@ -128,7 +130,7 @@ def test_what_is_known_to_fail_is_refused_before_anything_is_run(
     )
     assert compare("--set", *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
-    assert (runs.names, Path("out/comparison.json").exists()) == ([], False)
+    assert (runs.names, Path("out").exists()) == ([], False)
     assert compare() == 0
 
 
