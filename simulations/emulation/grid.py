@@ -182,6 +182,8 @@ class FleetGrid(GridView):
             return self.ledger.of_device(line)
         if line["kind"] == "round":
             figures = self.ledger.of_round(line)
+            if under_way := self._tasks.under_way:
+                figures["under_way"] = under_way
             if UNFINISHED_DEVICES in line:
                 self._tasks.give_up()
                 figures["unfinished_joules"] = self._tasks.unfinished_joules

@@ -26,9 +26,9 @@ Line = Mapping[str, Any]
 NEEDED_FOR = "the pictures of the fleet"
 COLOUR, REFERENCE = "#1f4e79", "#7f7f7f"
 
-FATES = ("not asked", "away", "trained", "late", "surplus", "failed")
-FATE_COLOURS = ("#f2f2f2", "#bdbdbd", "#1f4e79", "#d95f02", "#a6bddb", "#b2182b")
-NOT_ASKED, AWAY = 0, 1
+FATES = ("not asked", "away", "under way", "trained", "late", "surplus", "failed")
+FATE_COLOURS = ("#f2f2f2", "#bdbdbd", "#b8d8b0", "#1f4e79", "#d95f02", "#a6bddb", "#b2182b")
+NOT_ASKED, AWAY, UNDER_WAY = range(3)
 
 BYTES = (
     *("upload_bytes", "download_bytes"),
@@ -92,6 +92,8 @@ def fate_matrix(lines: Iterable[Line], num_devices: int) -> NDArray[np.int8]:
             column[line["partition_id"]] = FATES.index(line["fate"])
         elif line["kind"] == "round":
             column[line["away"]] = AWAY
+            # With FedBuff: asked, now or in an earlier round, and yet to answer.
+            column[[i for i in line.get("under_way", ()) if column[i] == NOT_ASKED]] = UNDER_WAY
             columns.append(column)
             column = np.full(num_devices, NOT_ASKED, dtype=np.int8)
     return np.stack(columns, axis=1)

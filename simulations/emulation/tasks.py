@@ -101,11 +101,20 @@ class FleetTasks:
         the server is yet to push again."""
         self.unfinished_joules = 0.0
         """What devices had spent on tasks that were given up."""
+        self._given_up: list[int] = []
+        """Partition ids of the devices that had begun these."""
 
     @property
     def busy_nodes(self) -> set[int]:
         """Node ids of the devices that are doing something."""
         return {task.message.metadata.dst_node_id for task in self._tasks.values()}
+
+    @property
+    def under_way(self) -> list[int]:
+        """Partition ids of the devices that have begun before now and not answered by now."""
+        now = self.clock.now()
+        begun = [t.attempt.partition_id for t in self._tasks.values() if t.starts < now]
+        return sorted([*begun, *self._given_up])
 
     def is_resumed(self, message: Message) -> bool:
         """Whether a message stands for a task that began before the run was killed."""
@@ -173,6 +182,7 @@ class FleetTasks:
         """
         now = self.clock.now()
         tasks = sorted(self._tasks.values(), key=lambda task: task.attempt.partition_id)
+        self._given_up = self.under_way
         self._tasks.clear()
         self.unfinished_joules += math.fsum(
             self.emulation.spend(task.attempt, now - task.starts) for task in tasks

@@ -326,6 +326,7 @@ class TestTasks:
         assert [line["virtual_seconds"] for line in lines] == pytest.approx([once, once])
         assert [line["joules"] for line in lines] == pytest.approx([joules, joules])
         figures = grid.annotate({"kind": "round", "stage": "quantized", "round": 1})
+        assert figures["under_way"] == [0]  # device 1 is asked again as the round ends
         assert figures["virtual_seconds"] == pytest.approx(2 * once, abs=1e-9)
         assert figures["joules"] == pytest.approx(2 * joules)
         assert figures["fates"] == {"trained": 2}
@@ -409,7 +410,9 @@ class TestTasks:
         assert grid.clock.now() > now
         figures += [grid.annotate({**device_line(i), "task": "statistics"}) for i in (0, 1)]
         line = {"kind": "round", "stage": "quantized", "round": 1, "unfinished_devices": 1}
-        unfinished = grid.annotate(line)["unfinished_joules"]
+        last = grid.annotate(line)
+        assert last["under_way"] == [0]
+        unfinished = last["unfinished_joules"]
         assert unfinished == pytest.approx(3 * loading + 5 * (now - loading))
         told = sum(each["joules"] for each in figures)
         assert grid.emulation.spent_joules.sum() == pytest.approx(told + unfinished)

@@ -77,6 +77,24 @@ def test_fates_by_device_and_round() -> None:
     assert fates == [["trained", "failed"], ["away", "surplus"], ["late", "not asked"]]
 
 
+def test_who_is_under_way_was_asked() -> None:
+    """FedBuff: device 1 is asked in the first round and answers in the third; device 0 answers in
+    the first and is asked again."""
+    lines = [
+        device_line(0, "trained"),
+        round_line("quantized", 1, 5.0, under_way=[0, 1], away=[2]),
+        round_line("quantized", 2, 6.0, under_way=[0, 1]),
+        device_line(1, "trained"),
+        round_line("quantized", 3, 9.0),
+    ]
+    fates = [[FATES[index] for index in row] for row in fate_matrix(lines, 3).tolist()]
+    assert fates == [
+        ["trained", "under way", "not asked"],
+        ["under way", "under way", "trained"],
+        ["away", "not asked", "not asked"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "unit"), [(299.0, "s"), (300.0, "min"), (10_799.0, "min"), (10_800.0, "h")]
 )
