@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -45,12 +46,11 @@ def device_seconds(run: RunRecord) -> float | None:
 
 
 def _replies_used(run: RunRecord) -> float | None:
-    """Of the devices of an emulated fleet that were asked to train, percent."""
-    by_class = run.summary.get("class_participation")
-    if not by_class:
-        return None
-    asked = sum(sum(fates.values()) for fates in by_class.values())
-    used = sum(fates.get("trained", 0) for fates in by_class.values())
+    """Of the devices of an emulated fleet that were asked in quantization-aware rounds, percent."""
+    fates: Counter[str] = Counter()
+    for line in run.rounds:
+        fates.update(line.get("fates", {}))
+    asked, used = fates.total(), fates["trained"]
     return 100 * used / asked if asked else None
 
 
@@ -157,7 +157,8 @@ NOTES = (
 )
 FLEET_NOTE = (
     "Virtual, energy, replies used: of the emulated fleet; virtual seconds are those of its clock, "
-    "energy is that of all devices, replies used are those of the devices that were asked to train."
+    "energy is that of all devices, replies used are those of the devices that were asked in the "
+    "quantization-aware rounds, without warm-up and calibration."
 )
 TARGET_NOTE = (
     "To a Top-1: at the first evaluation that reaches it, over the seeds that do; rounds, bytes "
