@@ -7,6 +7,11 @@ def format_number(value: float, digits: int = 3) -> str:
     return f"{value:,.0f}" if "e+" in text else text
 
 
+def format_count(count: int, noun: str) -> str:
+    """``1 device``, ``1,000 devices``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def format_bytes(num_bytes: float) -> str:
     """``1234567`` -> ``1.23 MB`` (powers of ten)."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -9,6 +9,7 @@ from typing import Any
 from common.atomic_file import replacing
 from common.extras import import_extra
 from common.messages import Stage
+from common.units import format_count
 from server.records.summary import of_stage
 
 NEEDED_FOR = "the picture of the curves"
@@ -40,7 +41,7 @@ def plot_curves(
     figure.suptitle(
         f"{summary['model']} on {summary['dataset']}, "
         f"{summary['weight_bits']}w{summary['activation_bits']}a, {describe_coreset(summary)}, "
-        f"{summary['strategy']}, {summary['num_devices']} devices: "
+        f"{summary['strategy']}, {format_count(summary['num_devices'], 'device')}: "
         f"{summary['final_accuracy']:.2f} % Top-1"
     )
     with replacing(path) as temporary:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.atomic_file import replacing
 from common.extras import import_extra
+from common.units import format_count
 
 NEEDED_FOR = "the picture of the split"
 MAX_NAMED_CLASSES = 110
@@ -81,7 +82,7 @@ def plot_split(
     bars.spines[["top", "right"]].set_visible(False)
     bars.tick_params(labelleft=False)
     figure.suptitle(
-        f"{sizes.sum():,} images, {num_classes} classes, {num_devices:,} devices "
+        f"{sizes.sum():,} images, {num_classes} classes, {format_count(num_devices, 'device')} "
         f"({sizes.min():,} to {sizes.max():,} images each)"
     )
     with replacing(path) as temporary:

@@ -13,7 +13,13 @@ from rich.table import Table
 from common.bit_widths import describe_accuracies
 from common.config import FLOAT_BITS, Config
 from common.messages import Stage
-from common.units import format_bytes, format_duration, format_energy, format_number
+from common.units import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_energy,
+    format_number,
+)
 from simulations.display.terminal import LiveLines
 
 STAGE_NAMES = {
@@ -86,8 +92,9 @@ def describe_run(config: Config) -> str:
     if coreset != "full":
         coreset += f" {100 * config.coreset.fraction:g} %"
     return (
-        f"{config.model.name} on {data.dataset}, {data.num_devices} devices ({split}), {bits}, "
-        f"{coreset}, {config.strategy.name} of {config.federation.update_format} updates, "
+        f"{config.model.name} on {data.dataset}, {format_count(data.num_devices, 'device')} "
+        f"({split}), {bits}, {coreset}, {config.strategy.name} of "
+        f"{config.federation.update_format} updates, "
         f"seed {config.run.seed}"
     )
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from common.config import Config
 from common.errors import UserError
 from common.settings import Scalar
-from common.units import format_bytes
+from common.units import format_bytes, format_count
 from simulations.display.terminal import print_line
 from simulations.emulation.fleet import NUM_DEVICES, DeviceFleet
 from simulations.emulation.fleet_file import load_fleet
@@ -75,8 +75,8 @@ def run_plan(
     plan = make_plan(fleet, config, num_samples=num_samples)
     sizes, training = plan.sizes, plan.workload.training_step()
     title = (
-        f"{config.data.num_devices:,} devices of {fleet.name}, {config.model.name} on "
-        f"{config.data.dataset}, {num_samples} images each"
+        f"{format_count(config.data.num_devices, 'device')} of {fleet.name}, {config.model.name} "
+        f"on {config.data.dataset}, {format_count(num_samples, 'image')} each"
     )
     for line in (
         f"{title}, seed {config.run.seed}",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from common.units import format_duration, format_number
+from common.units import format_count, format_duration, format_number
 from simulations.display.text_table import TextTable
 from simulations.emulation.settling import FAILED, LATE, SURPLUS, TRAINED
 from simulations.planner.planned_round import PlannedRound
@@ -101,7 +101,7 @@ def totals(rounds: Sequence[PlannedRound]) -> list[str]:
     energy = sum(each.joules for each in rounds)
     up, down = (sum(getattr(each, name) for each in rounds) for name in _BYTES)
     return [
-        f"{len(rounds)} rounds: {format_number(seconds)} virtual s"
+        f"{format_count(len(rounds), 'round')}: {format_number(seconds)} virtual s"
         + (f" ({format_duration(seconds)})" if seconds >= 90 else "")
         + (f", {skipped} skipped for too few replies" if skipped else ""),
         f"server: {_with_unit(up, BYTE_UNITS)} in, {_with_unit(down, BYTE_UNITS)} out",

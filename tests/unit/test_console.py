@@ -111,3 +111,5 @@ def test_a_run_is_described_by_what_sets_it_apart() -> None:
     )
     described = describe_run(config)
     assert "10 devices (iid), 4w32a, full, fedavg" in described
+    alone = Config.from_flat({"data.num-devices": 1, "federation.min-devices": 1})
+    assert "digits, 1 device (" in describe_run(alone)

@@ -147,6 +147,15 @@ def test_numbers_of_devices_and_rounds_may_be_settings(capsys: pytest.CaptureFix
     assert "at most data.num-devices = 100" in capsys.readouterr().err
 
 
+def test_one_device_and_one_round_are_no_plural(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--fleet", "homogeneous", "--scenario", "digits", "--samples", "1"]
+    one = ["--devices", "1", "--rounds", "1", "--set", "federation.min-devices=1"]
+    assert cli.main([*arguments, *one]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("1 device of homogeneous, resnet8 on digits, 1 image each,")
+    assert "\n1 round: " in output
+
+
 def test_a_plan_that_cannot_be_written_promises_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

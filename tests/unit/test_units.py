@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.units import format_bytes, format_duration, format_energy, format_number
+from common.units import format_bytes, format_count, format_duration, format_energy, format_number
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,15 @@ from common.units import format_bytes, format_duration, format_energy, format_nu
 def test_numbers_have_no_power_of_ten(value: float, digits: int, text: str) -> None:
     """2,951 has more than three digits, and four of four."""
     assert format_number(value, digits) == text
+
+
+def test_one_is_no_plural() -> None:
+    assert [format_count(count, "device") for count in (0, 1, 2, 1000)] == [
+        "0 devices",
+        "1 device",
+        "2 devices",
+        "1,000 devices",
+    ]
 
 
 def test_bytes_are_in_powers_of_ten() -> None:
