@@ -40,7 +40,13 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     from common.data.datasets import configured_dataset
     from simulations.display.progress import TrainingProgress
-    from simulations.pretraining.run import check_out, pretrain, pretrain_config
+    from simulations.pretraining.run import (
+        check_out,
+        pretrain,
+        pretrain_config,
+        unfinished_file,
+    )
+    from simulations.results.files import GOES_ON
     from simulations.settings.scenario import parse_overrides
     from simulations.torch_device import torch_device
 
@@ -61,14 +67,18 @@ def _pretrain(options: argparse.Namespace) -> int:
         def on_epoch(epoch: int, loss: float) -> None:
             progress.note(f"epoch {epoch}/{options.epochs}: loss {loss:.4f}")
 
-        accuracy = pretrain(
-            config,
-            dataset,
-            options.out,
-            device,
-            on_start=on_start,
-            on_progress=progress.advance,
-            on_epoch=on_epoch,
-        )
+        try:
+            accuracy = pretrain(
+                config,
+                dataset,
+                options.out,
+                device,
+                on_start=on_start,
+                on_progress=progress.advance,
+                on_epoch=on_epoch,
+            )
+        except KeyboardInterrupt:
+            how_to_go_on = GOES_ON if unfinished_file(options.out).exists() else ""
+            raise KeyboardInterrupt(f"interrupted{how_to_go_on}") from None
         progress.end(f"{title}: {accuracy:.2f} % Top-1, written to {options.out}")
     return 0

@@ -121,7 +121,7 @@ def pretrain(
     ).to(device)
     task = training_task(config, first_epoch=0, num_epochs=1, total_epochs=num_epochs)
     optimizer = make_optimizer(model, task)
-    unfinished = out.with_name(f".{out.name}.unfinished")
+    unfinished = unfinished_file(out)
     settings = {key: value for key, value in config.to_flat().items() if key not in PLACES}
     images = data_fingerprint(dataset)
     first_epoch = 0
@@ -150,6 +150,11 @@ def pretrain(
     save_checkpoint(out, model_state(model), _metadata(config, dataset, accuracy))
     unfinished.unlink(missing_ok=True)
     return accuracy
+
+
+def unfinished_file(out: Path) -> Path:
+    """Where a training that is to become ``out`` is kept after each of its epochs."""
+    return out.with_name(f".{out.name}.unfinished")
 
 
 def check_out(out: Path) -> None:

@@ -18,6 +18,7 @@ from common.inference import top1
 from common.models import create_model, load_state
 from common.settings import Scalar
 from simulations import cli
+from simulations.display.progress import TrainingProgress
 from simulations.pretraining import run as pretrain
 
 CPU = torch.device("cpu")
@@ -78,6 +79,36 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
     assert started == [2]
     assert parts.read_bytes() == whole.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["parts.safetensors", "whole.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (0.0, "interrupted"),
+        (
+            0.5,
+            "interrupted; what was finished before is kept, and the same command goes on from "
+            "there",
+        ),
+    ],
+)
+def test_who_interrupts_is_told_how_to_go_on_once_an_epoch_is_kept(
+    share: float,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the first of two epochs, and in the second."""
+
+    def interrupt(self: TrainingProgress, done: float) -> None:
+        if done >= share:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingProgress, "advance", interrupt)
+    arguments = ["pretrain", "--model", "resnet8", "--dataset", "digits", "--epochs", "2"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "teacher.safetensors")]) == 130
+    assert " ".join(capsys.readouterr().err.split()) == message
 
 
 def test_other_settings_do_not_go_on_with_it(tmp_path: Path, digits: Dataset) -> None:
