@@ -15,7 +15,10 @@ second it looks through all of them. Here those that are done are forgotten.
 
 And where Flower meets an error that it does not try again, a SuperLink's HTTP 500 for example, its
 SuperNode does nothing any more, but its process stays. Here it ends, so that a service starts it
-again. So it does where flower-superexec, which starts the ClientApps, has ended alone.
+again. So it does where flower-superexec, which starts the ClientApps, has ended alone. And it takes
+flower-superexec along: that goes on for as long as there is a process with the SuperNode's id,
+which is until someone has taken note of its end. Who first reads what it says to the end, as
+Python's subprocess.run does, would wait for ever: they write to the same pipe.
 
 The arguments are flower-supernode's.
 """
@@ -36,6 +39,7 @@ import httpx
 from flwr.app import Context
 from flwr.common.constant import Status
 from flwr.supercore.date import now
+from flwr.supercore.exit.exit_handler import add_exit_handler, trigger_exit_handlers
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
@@ -99,8 +103,9 @@ def is_interruption(error: Exception) -> bool:
 
 
 def start_superexec(command: Sequence[str]) -> None:
-    """Start a process without which this one ends, too, with 1."""
+    """Start a process that ends with this one, and without which this one ends, with 1."""
     process = subprocess.Popen(command)
+    add_exit_handler(process.terminate)
 
     def follow() -> None:
         process.wait()
@@ -120,6 +125,7 @@ def main() -> None:
         flower_supernode()
     except Exception:
         traceback.print_exc()
+    trigger_exit_handlers(run_before_force_exit=False)
     sys.stdout.flush()
     os._exit(1)  # threads of Flower's would wait for ever
 

@@ -140,3 +140,24 @@ supernode.main()
     )
     assert done.returncode == 1
     assert f"{sys.executable} has ended" in done.stderr
+
+
+@pytest.mark.parametrize("ends", ["return", "flwr_exit(305)"])
+def test_a_supernode_takes_flowers_superexec_along(ends: str) -> None:
+    """Another process has its output, too: nobody hears of the end of one before that of both."""
+    program = f"""
+import sys
+from flwr.supercore.exit import flwr_exit
+from flwr.supernode import start_client_internal
+from client import supernode
+def gives_up():
+    sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+    start_client_internal.subprocess.Popen(sleeping)
+    {ends}
+supernode.flower_supernode = gives_up
+supernode.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 1
