@@ -54,6 +54,7 @@ from server.records.reporting import (
 from server.records.split_plot import plot_split
 from server.records.summary import RunFacts, summarise
 from server.records.tensorboard_log import TensorBoardLog
+from server.refusals import RefusedRunError, marked_refusals, refusing
 from server.requirements import (
     check_mixed_bits,
     refuse_attack,
@@ -71,8 +72,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation as the run config says; an error ends the run as failed."""
     print_events()
-    with bound_fields(run_id=str(context.run_id)):
-        with logged_failure():
+    with bound_fields(run_id=str(context.run_id)), marked_refusals():
+        with logged_failure(), refusing():
             config = Config.from_flat(context.run_config)
             refuse_attack(config)
         # Only between machines are messages read again from what a stranger sent.
@@ -116,22 +117,24 @@ def run_federation(
         reporter = EventReporter(reporter)
         started = time.perf_counter()
         is_there = run_folder.is_dir()
-        if not (is_there and config.run.resume):
-            check_run_folder(run_folder)
+        with refusing():
+            if not (is_there and config.run.resume):
+                check_run_folder(run_folder)
         if is_there:
             contexts.enter_context(claimed(run_folder, reporter.note))
-        checkpoints = Checkpoints(
-            run_folder, config, devices=device_states, harness=harness, note=reporter.note
-        )
-        started -= checkpoints.earlier.get("wall_seconds", 0.0)
-        check_mixed_bits(config)
-        if harness is None:
-            refuse_emulation(config)
-        min_devices = required_replies(config)
-        tensorboard = TensorBoardLog(run_folder) if config.run.tensorboard else None
-        accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
-        dataset = configured_dataset(config.data)
-        module, is_trained = _float_module(config, dataset)
+        with refusing():
+            checkpoints = Checkpoints(
+                run_folder, config, devices=device_states, harness=harness, note=reporter.note
+            )
+            started -= checkpoints.earlier.get("wall_seconds", 0.0)
+            check_mixed_bits(config)
+            if harness is None:
+                refuse_emulation(config)
+            min_devices = required_replies(config)
+            tensorboard = TensorBoardLog(run_folder) if config.run.tensorboard else None
+            accountant = None if config.privacy.mechanism == "none" else PrivacyAccountant(config)
+            dataset = configured_dataset(config.data)
+            module, is_trained = _float_module(config, dataset)
         reporter.start(config, run_folder)
         timeout = config.federation.round_timeout if harness is None else harness.deadline_seconds
         courier = Courier(grid, timeout_seconds=timeout, clock=clock)
@@ -222,7 +225,7 @@ def _run_stages(
 def _refuse_change(checkpoints: Checkpoints, name: str, digest: str, what: str) -> None:
     """Keep a digest with the checkpoints; refuse another one than that of a run that goes on."""
     if checkpoints.facts.setdefault(name, digest) != digest:
-        raise UserError(
+        raise RefusedRunError(
             f"the {what} is not the one that the run in '{checkpoints.run_folder}' began with"
         )
 

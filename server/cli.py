@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         default=0,
-        help="start a run that failed again, at most N times, to go on in run.resume",
+        help="start a run that failed again, at most N times, to go on in run.resume; not one that "
+        "was refused, for a file that is not there for example",
     )
     _add_superlink(run)
     run.set_defaults(command=_run)

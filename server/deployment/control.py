@@ -17,12 +17,14 @@ from typing import Any, Self
 
 from common.errors import UserError
 from common.settings import Scalar
+from server.refusals import REFUSED
 
 COMMAND_SECONDS = 120
 """How long one command to the SuperLink may take."""
 
 FLWR = [sys.executable, "-c", "from flwr.cli.app import app; app()"]
 CONNECTION = "fleet"
+REFUSED_STATUS = "finished:refused"
 GONE = {"unregistered", "deleted"}
 UNREACHABLE = "Connection to the SuperLink is unavailable"
 """What Flower says where nothing answers at the address."""
@@ -105,9 +107,12 @@ class ControlClient:
         return str(answer["run-id"])
 
     def run_status(self, run_id: str) -> str:
-        """A run's status, for example ``running`` or ``finished:completed``."""
+        """A run's status, for example ``running`` or ``finished:completed``.
+
+        Flower's, but for a run that failed because it was refused: `REFUSED_STATUS`.
+        """
         (run,) = self._flwr("list", CONNECTION, "--run-id", run_id)["runs"]
-        return str(run["status"])
+        return REFUSED_STATUS if REFUSED in run["status-details"] else str(run["status"])
 
     def follow_log(self, run_id: str) -> None:
         """Copy a run's log to the output until the run is over or the SuperLink is gone."""

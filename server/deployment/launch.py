@@ -45,6 +45,8 @@ def run_to_end(
 ) -> int:
     """Start a run and follow it; one that fails is started again and goes on where it was.
 
+    One that is refused is not: that would not change before somebody has mended something.
+
     Args:
         client: of the SuperLink.
         app: the project's folder.

@@ -109,6 +109,7 @@ def test_the_exit_code_is_the_runs_end(
         (["failed", "failed"], 1, 1),
         # An operator who stopped it meant it.
         (["stopped"], 3, 1),
+        (["failed", "refused"], 3, 1),
     ],
 )
 def test_a_failed_run_is_started_again(
@@ -148,3 +149,25 @@ def test_an_interrupted_command_says_so(
     monkeypatch.setattr("server.cli.run_settings", interrupt)
     assert main(["run"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "said"),
+    [
+        ("running", "", "running"),
+        ("finished:failed", "ServerApp failed with exception: gone", "finished:failed"),
+        (
+            "finished:failed",
+            "ServerApp failed with exception: the run is refused: no teacher",
+            "finished:refused",
+        ),
+    ],
+)
+def test_a_refused_run_is_told_from_one_that_failed(
+    status: str, details: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ca.crt").touch()
+    answer = {"runs": [{"status": status, "status-details": details}]}
+    monkeypatch.setattr(ControlClient, "_flwr", lambda *_: answer)
+    with ControlClient("localhost:8000", tmp_path / "ca.crt") as client:
+        assert client.run_status("1") == said

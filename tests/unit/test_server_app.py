@@ -502,3 +502,29 @@ def test_a_bad_run_config_fails_the_run(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="weight-bitz"):
         app(FakeGrid(answer), context_with({"quantization.weight-bitz": 2}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "message"),
+    [
+        (
+            {"model.teacher": "none.safetensors"},
+            [0, 1, 2],
+            r"^the run is refused: model\.teacher = 'none\.safetensors'",
+        ),
+        ({"data.dataset": "folder", "data.root": "none"}, [0, 1, 2], "^the run is refused: cannot"),
+        # They may be there when it is started again.
+        ({"federation.round-timeout": 0.1}, [], "^0 of 0 device"),
+    ],
+)
+def test_a_run_that_cannot_begin_is_refused(
+    settings: dict[str, Any],
+    nodes: list[int],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        app(FakeGrid(answer, nodes), context_with(config_with(settings).to_flat()))
+    assert not list(tmp_path.iterdir())
