@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from server.exchange import guarded_grid
 from server.exchange.courier import Courier
 from server.exchange.guarded_grid import GuardedGrid
 from tests.unit.fake_grid import identify_as_server
+from tests.waiting import wait_until
 
 METRIC_WITHOUT_VALUE = b"\n\x03\n\x01m"
 """ProtoMetricRecord: items (field 1) = [{key (field 1): "m"}], no value."""
@@ -210,6 +212,32 @@ def test_a_reply_that_is_still_uploaded_holds_up_no_other() -> None:
     assert list(grid.pull_messages(message_ids)) == []
 
 
+def test_what_is_here_of_a_reply_is_not_fetched_again() -> None:
+    """At the first look all of it is here but the message itself."""
+    superlink = FakeSuperLink()
+    grid = guarded(superlink)
+    (message_id,) = grid.push_messages(requests(12))
+    last = superlink.replies[message_id][0].metadata.message_id
+    fetched: Counter[str] = Counter()
+    pull = superlink.PullObject
+
+    def pull_object(request: Any) -> PullObjectResponse:
+        object_id = request.object_id
+        fetched[object_id] += 1
+        if object_id == last and fetched[last] == 1:
+            others = superlink.objects.keys() - {last}
+            contents = grid._due[message_id].contents
+            wait_until(lambda: contents.keys() == others, "the others are here", interval=0.01)
+            return PullObjectResponse(object_found=True, object_available=False)
+        return pull(request)
+
+    superlink.PullObject = pull_object  # type: ignore[method-assign]
+    assert list(grid.pull_messages([message_id])) == []
+    (reply,) = grid.pull_messages([message_id])
+    assert reply.content["metrics"]["m"] == 12  # type: ignore[index]
+    assert fetched == {object_id: 1 + (object_id == last) for object_id in superlink.objects}
+
+
 def test_a_reply_that_is_too_large_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """The requests have less than 100 bytes, an answer with nothing but a metric more than 20."""
     monkeypatch.setattr(guarded_grid, "LARGEST_SMALL_REPLY", 20)
@@ -218,6 +246,15 @@ def test_a_reply_that_is_too_large_is_a_failure(monkeypatch: pytest.MonkeyPatch)
     exchange = Courier(grid, timeout_seconds=5).exchange(requests(11))
     assert exchange.failures[11] == "its message has more than 20 bytes"
     assert not grid._due
+
+
+def test_the_bounds_are_those_of_one_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's grid pulls by a function of its module, put there for a fetch: its own is back."""
+    monkeypatch.setattr(guarded_grid, "LARGEST_SMALL_REPLY", 20)
+    monkeypatch.setattr(guarded_grid, "MAX_GROWTH", 0)
+    (refused,) = guarded(FakeSuperLink()).send_and_receive(requests(11), timeout=5)
+    (reply,) = http_grid(FakeSuperLink()).send_and_receive(requests(12), timeout=5)
+    assert (refused.has_content(), reply.has_content()) == (False, True)
 
 
 def test_messages_live_little_longer_than_their_replies_are_waited_for() -> None:
