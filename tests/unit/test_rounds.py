@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from flwr.app import RecordDict
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from client.deadline import Pace
@@ -28,6 +29,7 @@ from common.checkpoints import content_hash
 from common.config import Config
 from common.data.augmentation import normalize
 from common.data.datasets import load_dataset
+from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Stage, Status, TrainRequest
 from common.models import load_state, model_state
 from common.payloads import wire
@@ -113,12 +115,14 @@ class TestFloatRound:
     def test_trains_on_all_images(self, device: Device) -> None:
         """Two epochs of thirty images in batches of ten: six steps."""
         config = make_config()
+        started = time.perf_counter()
         reply = self.answer(config, device, round_index=2)
+        elapsed = time.perf_counter() - started
         assert (reply.status, reply.partition_id, reply.round_index) == (Status.OK, 3, 2)
         assert reply.metrics[NUM_EXAMPLES] == NUM_TRAIN
         assert reply.metrics["num-steps"] == 6
         assert reply.metrics["train-loss"] > 0
-        assert reply.metrics["train-seconds"] > 0
+        assert 0 < reply.metrics["train-seconds"] < elapsed
         state = decode_state(reply.update)
         base = model_state(make_teacher(config, device))
         assert list(state) == list(base)
@@ -153,9 +157,9 @@ class TestDecodeModel:
 
 
 class TestStatisticsRound:
-    def answer(self, device: Device, num_images: int) -> dict[str, np.ndarray]:
+    def answer(self, device: Device, num_images: int, **changes: Any) -> dict[str, np.ndarray]:
         config = make_config(training__batch_norm_images=num_images, data__augment=False)
-        request = make_request(config, device, stage=Stage.STATISTICS)
+        request = make_request(config, device, stage=Stage.STATISTICS, **changes)
         reply = statistics_round(config, device, request, RecordDict())
         assert reply.status is Status.OK
         assert reply.metrics[NUM_EXAMPLES] == NUM_TRAIN
@@ -168,14 +172,18 @@ class TestStatisticsRound:
         assert all(name.endswith((".running_mean", ".running_var")) for name in names)
 
     def test_the_first_layers_are_those_of_its_inputs(self, device: Device) -> None:
-        """Of all images, not augmented: the mean of what the stem's convolution makes of them."""
+        """Of all images, not augmented: the mean of what the stem's convolution makes of them, with
+        the weights that came."""
         config = make_config(data__augment=False)
         model = quantized_model(config, device)
-        load_state(model, decode_state(make_request(config, device).model))
+        state = decode_state(make_request(config, device).model)
+        state["conv1.weight"] = -state["conv1.weight"]
+        load_state(model, state)
         inputs = normalize(device.train.images, device.dataset.mean, device.dataset.std)
         with torch.no_grad():
             maps = model.get_submodule("conv1")(inputs)
-        measured = self.answer(device, NUM_TRAIN)["bn1.running_mean"]
+        sent = encode_float(state, "float32", {})
+        measured = self.answer(device, NUM_TRAIN, model=sent)["bn1.running_mean"]
         np.testing.assert_allclose(measured, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
 
     def test_looks_at_as_many_images_as_it_is_told_to(self, device: Device) -> None:
@@ -185,8 +193,8 @@ class TestStatisticsRound:
 
 
 class TestCalibrationRound:
-    def answer(self, config: Config, device: Device) -> Reply:
-        request = make_request(config, device, stage=Stage.CALIBRATION)
+    def answer(self, config: Config, device: Device, **changes: Any) -> Reply:
+        request = make_request(config, device, stage=Stage.CALIBRATION, **changes)
         return calibration_round(config, device, request, RecordDict())
 
     def test_answers_activation_steps_alone(self, device: Device) -> None:
@@ -213,6 +221,20 @@ class TestCalibrationRound:
         ]
         assert updates[0] != updates[1]
         assert updates[1] == updates[2]
+
+    def test_fits_the_model_that_came(self, device: Device) -> None:
+        """Twice the output of the first normalisation is twice the next layer's input."""
+        config = make_config(quantization__activation_bits=4)
+        state = decode_state(make_request(config, device).model)
+        state |= {f"bn1.{name}": 2 * state[f"bn1.{name}"] for name in ("weight", "bias")}
+        replies = (
+            self.answer(config, device),
+            self.answer(config, device, model=encode_float(state, "float32", {})),
+        )
+        step, doubled = (
+            decode_state(reply.update)["layer1.0.conv1.input_quantizer.step"] for reply in replies
+        )
+        assert doubled == 2 * step
 
 
 class TestTeacher:
@@ -276,6 +298,27 @@ class TestTeacher:
         answer(config, device, records, round_index=1)
         answer(config, device, RecordDict(), round_index=2)
         assert len(computed) == 1
+
+    def test_its_outputs_on_a_pool_are_computed_for_every_selection(
+        self, device: Device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A coreset of 15 images out of a pool of 1.2 times as many, 18 others in every round."""
+        pools: list[set[int]] = []
+
+        def predict(*arguments: Any, indices: Tensor, **settings: Any) -> Tensor:
+            pools.append(set(indices.tolist()))
+            return predict_logits(*arguments, indices=indices, **settings)
+
+        monkeypatch.setattr("client.rounds.predict_logits", predict)
+        config = make_config(coreset__interval=1, coreset__balanced=False, coreset__pool=1.2)
+        records = RecordDict()
+        for round_index in range(2):
+            metrics = answer(config, device, records, round_index=round_index).metrics
+            assert metrics["coreset-size"] == 15
+            assert (metrics["num-scored"], metrics["num-teacher-scored"]) == (18, 18)
+        first, second = pools
+        assert len(first) == len(second) == 18
+        assert first != second
 
 
 class TestCoreset:
@@ -549,25 +592,28 @@ class TestTraining:
 
 
 @pytest.mark.parametrize(
-    ("stage", "answer_round", "whole", "limited"),
+    ("stage", "answer_round", "is_training", "whole", "limited"),
     [
-        (Stage.FLOAT, float_round, 10, 2),
-        (Stage.QUANTIZED, quantized_round, 10, 2),
-        (Stage.STATISTICS, statistics_round, 20, 7),
+        (Stage.FLOAT, float_round, True, 10, 2),
+        (Stage.QUANTIZED, quantized_round, True, 10, 2),
+        (Stage.QUANTIZED, quantized_round, False, NUM_TRAIN, 8),
+        (Stage.STATISTICS, statistics_round, True, 20, 7),
     ],
 )
 def test_a_pass_takes_as_many_images_as_fit(
-    stage: Stage, answer_round: Any, whole: int, limited: int, device: Device
+    stage: Stage, answer_round: Any, is_training: bool, whole: int, limited: int, device: Device
 ) -> None:
-    """A batch of ten in training, or the least of two where memory is used up; twenty images at
-    once for statistics, or in three parts, of at most eight."""
-    config = make_config(coreset__selection="full", training__batch_norm_images=20)
+    """A batch of ten in training, or the least of two where memory is used up; all images at once
+    for scores, or the least of eight; twenty for statistics, or three parts of at most eight."""
+    config = make_config(
+        coreset__balanced=False, coreset__fraction=0.67, training__batch_norm_images=20
+    )
     request = make_request(config, device, stage=stage)
-    for max_memory, largest in ((0, whole), (10**6, limited)):
+    for max_memory, largest in ((10**6, limited), (0, whole)):
         passed: list[int] = []
 
         def note(module: nn.Module, inputs: Any, passed: list[int] = passed) -> None:
-            if module.training:
+            if module.training is is_training:
                 passed.append(len(inputs[0]))
 
         hook = register_module_forward_pre_hook(note)
