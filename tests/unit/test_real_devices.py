@@ -309,18 +309,34 @@ def test_a_hot_device_pauses_and_says_so(
     assert [line["temperature_celsius"] for line in later] == [60, 60]
 
 
-def test_a_device_that_stays_hot_says_so_before_the_server_gives_it_up(
-    tmp_path: Path, server_images: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("health", "limits", "reason"),
+    [
+        (
+            Health(temperature_celsius=80.0),
+            {"max-temperature": 75},
+            "80 degrees, the limit is 75",
+        ),
+        (Health(battery_percent=20.0), {"min-battery": 30}, "battery at 20 %, the limit is 30 %"),
+    ],
+)
+def test_a_device_that_goes_on_pausing_says_so_before_the_server_gives_it_up(
+    health: Health,
+    limits: dict[str, int],
+    reason: str,
+    tmp_path: Path,
+    server_images: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nine tenths of a round of 1 s after it began."""
-    monkeypatch.setattr("client.app.read_health", lambda: Health(temperature_celsius=80.0))
+    monkeypatch.setattr("client.app.read_health", lambda: health)
     monkeypatch.setattr("client.throttle.PAUSE_SECONDS", 0.01)
     folder = tmp_path / "device"
     write_images(folder, {"ant": 6, "cat": 6}, seed=0)
     flat = settings(server_images) | {"data.num-devices": 1, "federation.min-devices": 1}
     flat |= {"warmup.num-rounds": 1, "federation.round-timeout": 1.0}
-    fleet = LocalFleet({0: folder}, flat, {"max-temperature": 75})
-    with pytest.raises(UserError, match="80 degrees, the limit is 75"):
+    fleet = LocalFleet({0: folder}, flat, limits)
+    with pytest.raises(UserError, match=reason):
         run_federation(
             FakeGrid(fleet, [0]), Config.from_flat(flat), SilentReporter(), tmp_path / "run"
         )
