@@ -17,6 +17,7 @@ from client.state import load_coreset, load_inputs
 from common.config import Config
 from common.data.input_spec import InputSpec
 from common.errors import UserError
+from common.events import EventFile
 from server.app import run_federation
 from tests.records import recorded
 from tests.unit.fake_grid import FakeGrid
@@ -212,6 +213,30 @@ def test_a_file_that_breaks_during_a_run_costs_contributions_and_no_names(
     assert reply.content.config_records["reply"]["status"] == "no-data"
     assert reply.content.config_records["reply"]["reason"] == "its folder can't be read"
     assert b"private-0-0" not in b"".join(fleet.traffic)
+
+
+def test_an_error_that_nobody_foresaw_is_told_to_the_device_alone(
+    tmp_path: Path,
+    server_images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its text may hold names of files; the server hears that there was one."""
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise OSError("private-0-0.png")
+
+    monkeypatch.setattr("client.app.local_device", fail)
+    fleet = LocalFleet({0: tmp_path}, settings(server_images))
+    with EventFile(tmp_path / "events.jsonl") as file:
+        file.open()
+        (reply,) = FakeGrid(fleet, [0]).send_and_receive([_query()])
+    assert "the device failed; its own log says why" in reply.error.reason
+    assert b"private-0-0" not in b"".join(fleet.traffic)
+    assert "private-0-0.png" in caplog.text
+    event = json.loads((tmp_path / "events.jsonl").read_text())
+    assert (event["event"], event["level"], event["error"]) == ("device-failed", "error", "OSError")
+    assert (event["run_id"], event["device"]) == ("1", 0)
 
 
 def test_devices_train_at_the_bits_that_their_operators_name(

@@ -13,15 +13,19 @@ import yaml
 
 from common.config import Config
 from common.errors import UserError
+from common.lock import hold
 from common.messages import Stage
 from server.exchange.courier import Traffic
 from server.model.evaluation import Evaluation
 from server.records.plots import describe_coreset, plot_curves
 from server.records.recorder import (
+    LOCK_FILE,
     Recorder,
     check_run_folder,
+    claimed,
     config_yaml,
     default_run_folder,
+    file_digest,
     to_json,
 )
 from server.records.summary import RunFacts, summarise
@@ -35,6 +39,51 @@ def test_lines_are_there_as_soon_as_they_are_written(tmp_path: Path) -> None:
         recorder.write({"kind": "round", "round": 1})
         assert len(recorded(tmp_path / "run")) == 2
         assert recorder.rounds == [{"kind": "round", "round": 1}]
+
+
+def test_a_run_goes_on_after_the_lines_that_stand(tmp_path: Path) -> None:
+    """Of three lines the last came after the checkpoint; written again, the file is the same."""
+    device, first, second = {"kind": "device"}, {"kind": "round", "round": 1}, {"kind": "round"}
+    heard: list[Any] = []
+    with Recorder(tmp_path, Config()) as recorder:
+        recorder.write(device)
+        recorder.write(first)
+        num_bytes, digest = recorder.sync()
+        recorder.write(second)
+        whole = recorder.sync()
+    assert num_bytes == len('{"kind": "device"}\n{"kind": "round", "round": 1}\n')
+    path = tmp_path / "metrics.jsonl"
+    assert file_digest(path, num_bytes) == digest
+    assert file_digest(path, whole[0] + 1) == ""
+    with Recorder(tmp_path, Config(), kept_bytes=num_bytes, listeners=[heard.append]) as recorder:
+        assert recorded(tmp_path) == [device, first]
+        assert recorder.rounds == [first]
+        recorder.write(second)
+        assert recorder.sync() == whole
+    assert heard == [second]
+
+
+def test_what_is_annotated_is_in_lines_and_summary(tmp_path: Path) -> None:
+    with Recorder(tmp_path, Config(), lambda line: {"asked_of": line["kind"]}) as recorder:
+        assert recorder.write({"kind": "round"}) == {"kind": "round", "asked_of": "round"}
+        summary = recorder.write_summary({"seed": 0})
+    assert recorded(tmp_path) == recorder.rounds == [{"kind": "round", "asked_of": "round"}]
+    assert summary == {"seed": 0, "asked_of": "summary"}
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_a_run_that_waits_for_another_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.records.recorder.CLAIM_SECONDS", 0.01)
+    notes: list[str] = []
+    with (
+        hold(tmp_path / LOCK_FILE, wait_seconds=0.0),
+        pytest.raises(UserError, match="another run is writing there: wait for its end"),
+        claimed(tmp_path, notes.append),
+    ):
+        pass
+    assert notes == [f"'{tmp_path}': another run is writing there: waiting for it to end"]
 
 
 def test_the_settings_are_written_so_that_they_can_be_read_back(tmp_path: Path) -> None:
@@ -82,7 +131,8 @@ def test_the_default_folder_names_what_runs() -> None:
     assert folder.parent == Path("runs")
     assert folder.name.startswith("digits-resnet8-2w32a-")
     assert len(folder.name) == len("digits-resnet8-2w32a-YYYYmmdd-HHMMSS")
-    assert default_run_folder(Config.from_flat({"run.out": "there"})) == Path("there")
+    for key in ("run.out", "run.resume"):
+        assert default_run_folder(Config.from_flat({key: "there"})) == Path("there")
 
 
 def line(stage: Stage, number: int, **figures: Any) -> dict[str, Any]:
