@@ -56,6 +56,14 @@ def test_a_round_is_one_line(events: Events) -> None:
     )
 
 
+def test_accuracies_on_devices_and_of_bit_widths_are_told(events: Events) -> None:
+    measured = {"device_accuracy": 45.0, "bit_accuracy": {"2": 40.0, "4": 60.0}}
+    EventReporter().round_done(Stage.QUANTIZED, 1, {**ROUND, **measured})
+    (event,) = events()
+    expected = "accuracy 50.00 %, on devices 45.00 %, 2 bits 40.00 %, 4 bits 60.00 %, up"
+    assert expected in event["message"]
+
+
 def test_figures_that_were_not_measured_are_left_out(events: Events) -> None:
     EventReporter().round_done(Stage.FLOAT, 0, {**ROUND, "skipped": True, "train_loss": None})
     (event,) = events()
@@ -133,6 +141,7 @@ def test_what_became_of_a_reply(status: str, event: str, events: Events) -> None
     assert logged["event"] == event
     assert (logged["stage"], logged["round"], logged["device"]) == ("float", 3, 7)
     assert logged.get("message") == (None if status == "ok" else "why")
+    assert logged["level"] == ("info" if status == "ok" else "warning")
 
 
 def test_a_failure_is_logged_and_goes_on(events: Events) -> None:

@@ -32,8 +32,10 @@ def test_lines_of_a_round_by_hand() -> None:
     """Device 0 makes up names of metrics that are ours; device 1 diverged. As float32 updates there
     would be 320 bytes of the one and, as they are, 8 of the other."""
     sample = [
-        RegisteredDevice(partition_id=k, node_id=100 + k, num_samples=50, emulated=True)
-        for k in (0, 1)
+        RegisteredDevice(
+            partition_id=k, node_id=100 + k, num_samples=50, emulated=True, weight_bits=bits
+        )
+        for k, bits in ((0, 0), (1, 4))
     ]
     metrics = {"num-examples": 10, "train-loss": 0.5, "status": 7, "upload-bytes": 1}
     judgement = Judgement(
@@ -47,11 +49,19 @@ def test_lines_of_a_round_by_hand() -> None:
         }
     )
     good, refused = device_lines(Stage.QUANTIZED, 2, "train", judgement, exchange, sample)
+    place = {"stage": "quantized", "round": 2}
+    for k, line in enumerate((good, refused)):
+        ours = {"kind": "device", **place, "task": "train", "partition_id": k}
+        assert {name: line[name] for name in ours} == ours
     assert (good["status"], good["reason"], good["upload_bytes"]) == ("ok", "", 40)
+    assert "weight_bits" not in good
+    assert refused["weight_bits"] == 4
     assert (good["num_examples"], good["num_samples"]) == (10, 50)
     assert (refused["status"], refused["reason"]) == ("diverged", "nan")
     assert (refused["upload_bytes"], refused["download_bytes"]) == (8, 6)
     line = round_line(Stage.QUANTIZED, 2, judgement, exchange, sample, float32_bytes=320)
+    ours = {"kind": "round", **place, "train_loss": 0.5}
+    assert {name: line[name] for name in ours} == ours
     assert (line["num_asked"], line["num_accepted"], line["refused"]) == (2, 1, {"diverged": 1})
     assert (line["upload_bytes"], line["download_bytes"]) == (48, 11)
     assert line["float32_upload_bytes"] == 320 + 8
