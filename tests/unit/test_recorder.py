@@ -182,17 +182,25 @@ ROUNDS = [
 ]
 
 
-def make_summary(rounds: list[dict[str, Any]] = ROUNDS) -> dict[str, Any]:
+def make_summary(
+    rounds: list[dict[str, Any]] = ROUNDS, config: Config | None = None
+) -> dict[str, Any]:
     facts = RunFacts(
         float_model=Evaluation(num_correct=9, num_examples=10, num_correct_top5=10, loss_sum=5.0),
-        before=Evaluation(num_correct=2, num_examples=10, num_correct_top5=5, loss_sum=math.nan),
+        before=Evaluation(
+            num_correct=2,
+            num_examples=10,
+            num_correct_top5=5,
+            loss_sum=math.nan,
+            num_correct_by_bits={"2": 2, "4": 3},
+        ),
         teacher_hash="abc",
         data_fingerprint="def",
         num_devices=10,
         query_traffic=Traffic(upload_bytes=7, download_bytes=8),
         wall_seconds=12.5,
     )
-    return summarise(Config(), rounds, facts)
+    return summarise(config or Config(), rounds, facts)
 
 
 def test_a_summary_of_hand_made_rounds() -> None:
@@ -222,6 +230,13 @@ def test_a_summary_of_hand_made_rounds() -> None:
         "teacher_bytes": 60,
         "float32_upload_bytes": 320,
         "warmup_upload_bytes": 1000,
+        "warmup_download_bytes": 100,
+        "calibration_upload_bytes": 3,
+        "calibration_download_bytes": 5,
+        "evaluation_upload_bytes": 2,
+        "evaluation_download_bytes": 4,
+        "query_upload_bytes": 7,
+        "query_download_bytes": 8,
         "statistics_upload_bytes": 6,
         "statistics_download_bytes": 9,
         "total_upload_bytes": 1058,
@@ -233,6 +248,29 @@ def test_a_summary_of_hand_made_rounds() -> None:
         "warmup_rounds": 1,
     }
     assert {name: summary[name] for name in expected} == expected
+
+
+def test_what_was_sent_to_devices_that_were_still_training_is_in_the_total() -> None:
+    """20 bytes beside the 526 of all others."""
+    unfinished = {"unfinished_devices": 1, "unfinished_download_bytes": 20}
+    summary = make_summary([*ROUNDS[:-1], {**ROUNDS[-1], **unfinished}])
+    assert (summary["download_bytes"], summary["total_download_bytes"]) == (400, 546)
+    assert {name: summary[name] for name in unfinished} == unfinished
+
+
+def test_a_summary_of_several_bit_widths() -> None:
+    """Accuracies at each of them, of the best round, the first, and of the last."""
+    first, last = {"2": 60.0, "4": 70.0}, {"2": 50.0, "4": 80.0}
+    rounds = [
+        line(Stage.QUANTIZED, 1, **measured(60.0), bit_accuracy=first),
+        line(Stage.QUANTIZED, 2, **measured(50.0), bit_accuracy=last),
+    ]
+    summary = make_summary(rounds, Config.from_flat({"federation.mixed-bits": "2,4"}))
+    assert summary["mixed_bits"] == [2, 4]
+    assert summary["bit_accuracy_before"] == {"2": 20.0, "4": 30.0}
+    assert (summary["best_bit_accuracy"], summary["final_bit_accuracy"]) == (first, last)
+    assert summary["device_accuracy"] is None  # nobody measured it
+    assert "mixed_bits" not in make_summary()
 
 
 def test_a_summary_holds_what_comparisons_need() -> None:
