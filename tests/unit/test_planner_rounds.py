@@ -19,6 +19,7 @@ from simulations.emulation.workload import Workload
 from simulations.planner.payload import MessageSizes
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.rounds import FleetPlan
+from tests.unit.test_registry import make_registry
 
 FLOPS = ModelFlops(
     float_forward=1e6, float_training=3e6, quantized_forward=2e6, quantized_training=6e6
@@ -102,6 +103,7 @@ def test_a_round_by_hand() -> None:
     assert second.download_bytes == pytest.approx(2e6)
     assert first.upload_bytes == pytest.approx(0.2e6)
     assert first.ingress_gbits == pytest.approx(1.6e-3 / 9.5)
+    assert first.egress_gbits == pytest.approx(32e-3 / 9.5)
     assert first.ingress_peak_gbits == pytest.approx(0.8e-3 / 0.6)
     assert first.egress_peak_gbits == pytest.approx(16e-3 / 4.5 + 16e-3 / 1.5)
     assert plan.seconds_sum.tolist() == pytest.approx([16.0, 4.34])
@@ -250,6 +252,34 @@ def test_a_reply_has_the_size_of_its_bit_width() -> None:
     )
     (planned,) = plan.run()
     assert planned.upload_bytes == pytest.approx(0.8e6)
+
+
+def test_devices_of_other_bit_widths_are_not_asked() -> None:
+    plan = make_plan(
+        FleetClass(profile=replace(SLOW, weight_bits=(8,)), count=3),
+        FleetClass(profile=FAST, count=2),
+        federation__num_rounds=1,
+    )
+    (planned,) = plan.run()
+    assert (planned.num_available, planned.num_asked, planned.num_trained) == (2, 2, 2)
+    assert plan.fate_counts[0].tolist() == [0, 0, 0, 0]
+
+
+def test_the_devices_that_a_run_would_draw_are_asked() -> None:
+    """Of five classes of one device each, three in every round, by one rule."""
+    num_devices = 5
+    classes = [
+        FleetClass(profile=replace(FAST, class_name=f"c{k}"), count=1) for k in range(num_devices)
+    ]
+    plan = make_plan(*classes, federation__fraction=0.5, fleet__over_selection=1.3)
+    registry, _, _ = make_registry(partition_ids=tuple(range(num_devices)))
+    registry.refresh()
+    counts = np.zeros(num_devices, dtype=np.int64)
+    for round_index, planned in enumerate(plan.run()):
+        drawn = registry.sample(0, "sampling-quantized", round_index, fraction=0.65, minimum=1)
+        counts[plan.emulation.class_of[[device.partition_id for device in drawn]]] += 1
+        assert planned.num_asked == len(drawn) == 3
+        assert plan.fate_counts.sum(axis=1).tolist() == counts.tolist()
 
 
 def test_peaks_are_those_of_all_lines_together() -> None:
