@@ -290,6 +290,30 @@ def test_peaks_are_those_of_all_lines_together() -> None:
     assert planned.ingress_peak_gbits == pytest.approx(8 * 0.8e-3 / 0.6)
 
 
+@pytest.mark.parametrize(
+    ("deadline", "download_bytes", "upload_bytes"),
+    [(2.5, 2e6 * 2.5 / 4.5, 0.0), (7.0, 2e6, 0.0), (8.85, 2e6, 0.1e6 * 0.65 / 1.3)],
+)
+def test_what_had_left_by_the_deadline_was_carried(
+    deadline: float, download_bytes: float, upload_bytes: float
+) -> None:
+    """Three slow devices load until 4.5 s, compute until 8.2 s and send until 9.5 s, at rates that
+    do not depend on the deadline; a fast one has sent its reply after 2.47 s."""
+    plan = make_plan(
+        FleetClass(profile=SLOW, count=3),
+        FleetClass(profile=FAST, count=1),
+        fleet__deadline=deadline,
+        federation__num_rounds=1,
+    )
+    (planned,) = plan.run()
+    assert (planned.num_trained, planned.num_late) == (1, 3)
+    assert planned.download_bytes == pytest.approx(2e6 + 3 * download_bytes)
+    assert planned.upload_bytes == pytest.approx(0.1e6 + 3 * upload_bytes)
+    assert planned.egress_peak_gbits == pytest.approx(16e-3 / 1.5 + 3 * 16e-3 / 4.5)
+    slow_senders = 3 * 0.8e-3 / 1.3 if upload_bytes else 0.0
+    assert planned.ingress_peak_gbits == pytest.approx(max(0.8e-3 / 0.6, slow_senders))
+
+
 def test_the_server_waits_for_devices() -> None:
     """Off for the first 90 s: the server looks every second."""
     availability = Availability(schedule=((90.0, False), (1e6, True)), same_phase=True)
