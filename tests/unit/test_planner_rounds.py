@@ -19,6 +19,7 @@ from simulations.emulation.workload import Workload
 from simulations.planner.payload import MessageSizes
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.rounds import FleetPlan
+from simulations.planner.summary import classes_table
 from tests.unit.test_registry import make_registry
 
 FLOPS = ModelFlops(
@@ -224,6 +225,10 @@ def test_a_deadline_drops_who_is_late() -> None:
     assert planned.virtual_seconds == 5.0
     assert (planned.num_trained, planned.num_late) == (2, 3)
     assert plan.fate_counts.tolist() == [[0, 3, 0, 0], [2, 0, 0, 0]]
+    assert classes_table(plan).rows == [
+        ["slow", "3", "3", "0.0 %", "100.0 %", "0.0 %", "0.0 %", "-"],
+        ["fast", "2", "2", "100.0 %", "0.0 %", "0.0 %", "0.0 %", "2.47"],
+    ]
 
 
 def test_who_breaks_off_or_is_late_for_certain_sends_no_reply() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,13 @@ from simulations.planner.payload import known_inputs, measure_messages
 from simulations.planner.planned_round import PlannedRound
 from simulations.planner.plot import draw_devices, draw_traffic, from_zero
 from simulations.planner.run import scale_fleet
-from simulations.planner.summary import ENERGY_UNITS, fitting_unit
+from simulations.planner.summary import (
+    ENERGY_UNITS,
+    fitting_unit,
+    rounds_table,
+    to_csv,
+    totals,
+)
 
 
 @pytest.mark.parametrize(
@@ -104,28 +111,86 @@ def test_rounds_that_hardly_differ_are_not_cut() -> None:
     assert axes.get_ylim() == pytest.approx((0.0, 1.05 * 92.315))
 
 
+FIRST = PlannedRound(
+    round=1,
+    virtual_start_seconds=0.0,
+    virtual_waited_seconds=0.0,
+    virtual_seconds=10.0,
+    num_available=8,
+    num_asked=4,
+    num_trained=2,
+    num_late=1,
+    num_surplus=0,
+    num_failed=1,
+    is_skipped=False,
+    download_bytes=4e6,
+    upload_bytes=2e6,
+    egress_peak_gbits=0.04,
+    ingress_peak_gbits=0.02,
+    joules=7200.0,
+)
+SECOND = PlannedRound(
+    round=2,
+    virtual_start_seconds=10.0,
+    virtual_waited_seconds=60.0,
+    virtual_seconds=30.0,
+    num_available=10,
+    num_asked=8,
+    num_trained=4,
+    num_late=0,
+    num_surplus=4,
+    num_failed=0,
+    is_skipped=True,
+    download_bytes=8e6,
+    upload_bytes=4e6,
+    egress_peak_gbits=0.06,
+    ingress_peak_gbits=0.04,
+    joules=3600.0,
+)
+
+
+def test_figures_of_two_rounds_by_hand() -> None:
+    """Least and most are one and the other, the quantiles lie between them; 16 Mbit in 10 s, 32 in
+    30 s, and twice as many out; 3,600 J are 1 Wh."""
+    rows = {label: " ".join(cells) for label, *cells in rounds_table([FIRST, SECOND]).rows}
+    assert rows == {
+        "round, virtual s": "10 12 20 28 30 20",
+        "waiting before it, virtual s": "0 6 30 54 60 30",
+        "devices there": "8 8.2 9 9.8 10 9",
+        "devices asked": "4 4.4 6 7.6 8 6",
+        "replies used": "2 2.2 3 3.8 4 3",
+        "replies used, % of asked": "50 50 50 50 50 50",
+        "late, % of asked": "0 2.5 12.5 22.5 25 12.5",
+        "surplus, % of asked": "0 5 25 45 50 25",
+        "broke off, % of asked": "0 2.5 12.5 22.5 25 12.5",
+        "server ingress, MB": "2 2.2 3 3.8 4 3",
+        "server ingress, mean Mbit/s": "1.07 1.12 1.33 1.55 1.6 1.33",
+        "server ingress, peak Mbit/s": "20 22 30 38 40 30",
+        "server egress, MB": "4 4.4 6 7.6 8 6",
+        "server egress, mean Mbit/s": "2.13 2.24 2.67 3.09 3.2 2.67",
+        "server egress, peak Mbit/s": "40 42 50 58 60 50",
+        "energy of devices asked, Wh": "1 1.1 1.5 1.9 2 1.5",
+    }
+    assert totals([FIRST, SECOND]) == [
+        "2 rounds: 100 virtual s (2 min), 1 skipped for too few replies",
+        "server: 6 MB in, 12 MB out",
+        "energy of the devices asked: 3 Wh",
+    ]
+    assert totals([FIRST])[0] == "1 rounds: 10 virtual s"
+
+
+def test_rounds_as_csv() -> None:
+    header, first, second = to_csv([FIRST, SECOND]).splitlines()
+    assert header.split(",")[-3:] == ["joules", "ingress_gbits", "egress_gbits"]
+    assert first == "1,0,0,10,8,4,2,1,0,1,0,4000000,2000000,0.04,0.02,7200,0.0016,0.0032"
+    assert second.startswith("2,10,60,30,10,8,4,0,4,0,1,8000000,")
+
+
 def test_a_single_round_can_be_seen() -> None:
     """Of six devices five reply and one breaks off: areas of 1 x 5 and 1 x 1, a round wide."""
     figure = pytest.importorskip("matplotlib.figure").Figure()
     devices, traffic = figure.subplots(1, 2)
-    planned = PlannedRound(
-        round=1,
-        virtual_start_seconds=0.0,
-        virtual_waited_seconds=0.0,
-        virtual_seconds=2.0,
-        num_available=6,
-        num_asked=6,
-        num_trained=5,
-        num_late=0,
-        num_surplus=0,
-        num_failed=1,
-        is_skipped=False,
-        download_bytes=3e6,
-        upload_bytes=3e5,
-        egress_peak_gbits=0.4,
-        ingress_peak_gbits=0.04,
-        joules=4.0,
-    )
+    planned = replace(FIRST, num_asked=6, num_trained=5, num_late=0, num_failed=1)
     draw_devices(devices, [planned])
     boxes = [area.get_paths()[0].get_extents().bounds for area in devices.collections]
     assert boxes == [(0.5, 0, 1, 5), (0.5, 5, 1, 0), (0.5, 5, 1, 0), (0.5, 5, 1, 1)]
