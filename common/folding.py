@@ -9,7 +9,6 @@ and becomes one per output channel.
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -17,7 +16,6 @@ from common.module_copy import copy_module
 from common.quantized_layers import ActivationQuantizer, IntConv2d
 
 
-@torch.no_grad()
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """A frozen copy of ``model`` in eval mode, batch normalisation folded into its convolutions.
 
