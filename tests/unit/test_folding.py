@@ -11,7 +11,7 @@ from common.config import QuantizationConfig
 from common.folding import fold_batch_norm
 from common.models import MODEL_NAMES, create_model, feature_layers
 from common.qat import prepare
-from common.quantized_layers import IntConv2d
+from common.quantized_layers import ActivationQuantizer, IntConv2d
 
 
 def test_weights_and_bias() -> None:
@@ -69,14 +69,17 @@ def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def test_integer_weights_keep_their_codes() -> None:
-    """Codes 2 and -1 of step 0.5 times 3 / 2, or times -1 / 2: as above, with steps by channel."""
+    """Codes 2 and -1 of step 0.5 times 3 / 2, or times -1 / 2: as above, with steps by channel.
+
+    Inputs are codes of step 1.
+    """
     convolution, norm = IntConv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, eps=0.5)
     del convolution.weight
     convolution.register_buffer(
         "weight_codes", torch.tensor([2, -1], dtype=torch.int8).reshape(2, 1, 1, 1)
     )
     convolution.register_buffer("weight_step", torch.tensor(0.5))
-    convolution.input_quantizer = None
+    convolution.input_quantizer = ActivationQuantizer(8, signed=True)
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([3.0, -1.0]))
         norm.bias.copy_(torch.tensor([7.0, 1.0]))
@@ -106,7 +109,14 @@ def test_memory_layout_is_kept() -> None:
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
-def test_a_normalisation_without_a_convolution_is_refused() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.BatchNorm2d(2))
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv2d(1, 2, 1), nn.ReLU(), nn.BatchNorm2d(2)),
+        # Of other channels: where the modules are not in the order of the pass.
+        (nn.Identity(), nn.Conv2d(2, 1, 1), nn.BatchNorm2d(2)),
+    ],
+)
+def test_a_normalisation_without_a_convolution_is_refused(layers: tuple[nn.Module, ...]) -> None:
     with pytest.raises(ValueError, match="2: there is no convolution right before it"):
-        fold_batch_norm(model)
+        fold_batch_norm(nn.Sequential(*layers))
