@@ -231,7 +231,7 @@ def test_an_error_that_nobody_foresaw_is_told_to_the_device_alone(
     with EventFile(tmp_path / "events.jsonl") as file:
         file.open()
         (reply,) = FakeGrid(fleet, [0]).send_and_receive([_query()])
-    assert "the device failed; its own log says why" in reply.error.reason
+    assert "the device failed; its own log says why" in str(reply.error.reason)
     assert b"private-0-0" not in b"".join(fleet.traffic)
     assert "private-0-0.png" in caplog.text
     event = json.loads((tmp_path / "events.jsonl").read_text())
