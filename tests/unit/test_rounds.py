@@ -113,14 +113,14 @@ class TestFloatRound:
         return float_round(config, device, request, RecordDict())
 
     def test_trains_on_all_images(self, device: Device) -> None:
-        """Two epochs of thirty images in batches of ten: six steps."""
-        config = make_config()
+        """Two epochs of thirty images in the warm-up's batches of fifteen: four steps."""
+        config = make_config(warmup__batch_size=15)
         started = time.perf_counter()
         reply = self.answer(config, device, round_index=2)
         elapsed = time.perf_counter() - started
         assert (reply.status, reply.partition_id, reply.round_index) == (Status.OK, 3, 2)
         assert reply.metrics[NUM_EXAMPLES] == NUM_TRAIN
-        assert reply.metrics["num-steps"] == 6
+        assert reply.metrics["num-steps"] == 4
         assert reply.metrics["train-loss"] > 0
         assert 0 < reply.metrics["train-seconds"] < elapsed
         state = decode_state(reply.update)
