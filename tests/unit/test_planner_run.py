@@ -176,7 +176,7 @@ def test_figures_of_two_rounds_by_hand() -> None:
         "server: 6 MB in, 12 MB out",
         "energy of the devices asked: 3 Wh",
     ]
-    assert totals([FIRST])[0] == "1 rounds: 10 virtual s"
+    assert totals([FIRST])[0] == "1 round: 10 virtual s"
 
 
 def test_rounds_as_csv() -> None:
