@@ -20,9 +20,9 @@ from client.health import read_health
 from client.local_device import DataFolderError, local_device
 from client.memory import give_back_freed
 from client.node import NodeSettings
+from client.received_model import decode_model
 from client.rounds import (
     calibration_round,
-    decode_model,
     float_round,
     part_size,
     quantized_round,

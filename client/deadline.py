@@ -78,10 +78,11 @@ def round_deadline(config: Config) -> float:
     return config.fleet.deadline or config.federation.round_timeout
 
 
-def update_bytes(config: Config, model_bytes: int) -> float:
-    """About how large an update will be, from the size of the model that came."""
+def update_bytes(config: Config, model_bytes: int, num_changes: int = 0) -> float:
+    """About how large an update will be, from the size of the model, or its changes, that came."""
     federation = config.federation
-    down_bits = {"float32": 32, "float16": 16, "int8": 8}[federation.downlink_format]
+    whole_bits = {"float32": FLOAT_BITS, "float16": 16, "int8": 8}[config.whole_format]
+    down_bits = num_changes * federation.downlink_bits or whole_bits
     up_bits = {
         "codes": config.quantization.weight_bits,
         "delta": federation.delta_bits,
@@ -91,11 +92,19 @@ def update_bytes(config: Config, model_bytes: int) -> float:
 
 
 def seconds_to_compute(
-    config: Config, pace: Pace, *, model_bytes: int, teacher_bytes: int
+    config: Config, pace: Pace, *, model_bytes: int, teacher_bytes: int, num_changes: int = 0
 ) -> float:
-    """What the deadline leaves for selecting and training: less transfers and a margin."""
+    """What the deadline leaves for selecting and training: less transfers and a margin.
+
+    Args:
+        config: of the run.
+        pace: the device's.
+        model_bytes: of the model that came, or of its changes.
+        teacher_bytes: of the teacher that came with it.
+        num_changes: that came in the model's place.
+    """
     transfers = pace.transfer_seconds(
-        model_bytes + teacher_bytes, update_bytes(config, model_bytes)
+        model_bytes + teacher_bytes, update_bytes(config, model_bytes, num_changes)
     )
     return round_deadline(config) * (1 - MARGIN) - transfers
 

@@ -39,7 +39,8 @@ def round_effort(
     seconds = seconds_to_compute(
         config,
         pace,
-        model_bytes=len(request.model),
+        model_bytes=len(request.model) + sum(map(len, request.changes.values())),
+        num_changes=len(request.changes),
         teacher_bytes=len(request.teacher),
     )
     kept = load_coreset(records, device.train.digest)

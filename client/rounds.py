@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from flwr.app import RecordDict
@@ -16,10 +15,12 @@ from client.batch_norm import renew_statistics
 from client.device import Device, float_model, quantized_model
 from client.effort import Effort, measured_pace, round_effort
 from client.quarc import QuarcResult, calibrate_steps, train_on_coresets
+from client.received_model import decode_model, receive_model
 from client.state import (
     State,
     TeacherStore,
     load_coreset,
+    load_model,
     load_pace,
     load_residual,
     load_teacher_views,
@@ -37,25 +38,12 @@ from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Status, TrainRequest
 from common.models import is_statistic, load_state, model_state
 from common.payloads.update_choice import encode_update
-from common.payloads.updates import decode_state, encode_float
+from common.payloads.updates import encode_float
 from common.qat import activation_step_names
 from common.seeding import numpy_generator, torch_generator
 
 OnProgress = Callable[[float], None]
 """Called in every step of a training with the share of all epochs that is done."""
-
-
-@lru_cache(maxsize=2)
-def decode_model(payload: bytes) -> State:
-    """The state that a request's payload holds, read-only.
-
-    Kept, since the emulated devices of one process are sent the same model one after the other; two
-    where a run has several bit-widths.
-    """
-    state = decode_state(payload)
-    for values in state.values():
-        values.flags.writeable = False
-    return state
 
 
 def float_round(
@@ -155,11 +143,13 @@ def quantized_round(
     on_progress: OnProgress | None = None,
 ) -> Reply:
     """A QuaRC round: coreset by relative entropy, quantization-aware epochs, packed update."""
+    base = receive_model(config, request, records)
+    if base is None:
+        return refusal(device, request, Status.MODEL_MISSING, "no model is held to change")
     teacher = frozen_teacher(config, device, request)
     if teacher is None:
         return refusal(device, request, Status.TEACHER_MISSING, "no teacher of this hash is kept")
     with working_model(quantized_model, config, device) as student:
-        base = decode_model(request.model)
         load_state(student, base)
         try:
             effort = round_effort(config, device, request, records)
@@ -190,6 +180,7 @@ def quantized_round(
             round_index=request.round_index,
             update=update,
             teacher_hash=request.teacher_hash if is_kept else "",
+            model_hash=load_model(records)[0],
             metrics={
                 **metrics,
                 "select-seconds": outcome.select_seconds,

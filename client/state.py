@@ -2,9 +2,9 @@
 
 The teacher and its outputs are kept on disk by content hash: emulated devices on one machine share
 them, and they outlive a restart. Where the disk is full or read-only a device trains all the same:
-the teacher is sent again, and its outputs are computed again. Coreset and error feedback belong to
-one device in one run and live in Flower's Context.state, as does what the server said about the
-run's images.
+the teacher is sent again, and its outputs are computed again. Coreset, error feedback and the last
+global model belong to one device in one run and live in Flower's Context.state, as does what the
+server said about the run's images.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ INPUTS = "inputs"
 CORESET = "coreset"
 TEACHER_VIEWS = "teacher-views"
 RESIDUAL = "residual"
+MODEL = "model"
 PACE = "pace"
 
 
@@ -259,3 +260,21 @@ def save_residual(records: RecordDict, residual: Mapping[str, NDArray[np.float32
     records[RESIDUAL] = ArrayRecord(
         {name: Array.from_numpy_ndarray(values) for name, values in residual.items()}
     )
+
+
+def load_model(records: RecordDict) -> tuple[str, State]:
+    """The global model that this device holds for changes to come, and its name; empty at first."""
+    arrays = records.array_records.get(MODEL)
+    if arrays is None:
+        return "", {}
+    name = records.config_records[MODEL + "-info"]["name"]
+    assert isinstance(name, str)
+    return name, {entry: array.numpy() for entry, array in arrays.items()}
+
+
+def save_model(records: RecordDict, name: str, state: State) -> None:
+    """Hold a global model, for changes to come."""
+    records[MODEL] = ArrayRecord(
+        {entry: Array.from_numpy_ndarray(values) for entry, values in state.items()}
+    )
+    records[MODEL + "-info"] = ConfigRecord({"name": name})

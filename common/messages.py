@@ -30,6 +30,12 @@ WEIGHT_BITS = "weight-bits"
 """Bit-width of a device's weights, said only where a run has several: in its reply to a query, and
 in requests to it."""
 
+CHANGES = "changes"
+"""In a train request: names of the models that it has changes from, oldest first."""
+
+_CHANGE = "change-"
+"""Before such a name: the key of the change's payload."""
+
 INLINE_BYTES = 4 * 1024 * 1024
 """Bytes in a ConfigRecord travel in one piece; larger payloads go into an Array, in chunks."""
 
@@ -54,6 +60,8 @@ class Status(StrEnum):
 
     OK = "ok"
     TEACHER_MISSING = "teacher-missing"
+    MODEL_MISSING = "model-missing"
+    """The device does not hold the model that the changes begin from (any more)."""
     DIVERGED = "diverged"
     NO_DATA = "no-data"
     NO_INPUT_SPEC = "no-input-spec"
@@ -98,9 +106,13 @@ class TrainRequest:
     num_rounds: int
     """Rounds of the stage: the schedules span them all."""
     model: bytes
-    """Payload of the global model (wire format)."""
+    """Payload of the global model (wire format); empty where ``changes`` lead to it."""
     model_hash: str
-    """Digest of ``model``: what a delta is relative to."""
+    """Name of the global model, which a delta is relative to: the digest of ``model`` or, where
+    there are changes, of the last of them."""
+    changes: Mapping[str, bytes] = field(default_factory=dict)
+    """Name of an earlier model -> payload of the change from it to the next one, oldest first; the
+    last leads to the global model."""
     teacher_hash: str = ""
     """Content hash of the teacher; empty in the float stage."""
     teacher: bytes = b""
@@ -114,7 +126,7 @@ class TrainRequest:
 
     def to_record(self) -> RecordDict:
         """The request as Flower records."""
-        fields = {
+        fields: dict[str, object] = {
             "stage": self.stage.value,
             "round-index": self.round_index,
             "num-rounds": self.num_rounds,
@@ -125,7 +137,10 @@ class TrainRequest:
         }
         if self.repetition:
             fields["repetition"] = self.repetition
-        return _pack(REQUEST, fields, {"model": self.model, "teacher": self.teacher})
+        if self.changes:
+            fields[CHANGES] = list(self.changes)
+        payloads = {_CHANGE + name: payload for name, payload in self.changes.items()}
+        return _pack(REQUEST, fields, {"model": self.model, "teacher": self.teacher, **payloads})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> TrainRequest:
@@ -137,6 +152,11 @@ class TrainRequest:
             num_rounds=int(fields["num-rounds"]),  # type: ignore[arg-type]
             model=payloads.get("model", b""),
             model_hash=str(fields["model-hash"]),
+            changes={
+                name: payloads[_CHANGE + name]
+                for name in fields.get(CHANGES, [])  # type: ignore[union-attr]
+                if isinstance(name, str)
+            },
             teacher_hash=str(fields["teacher-hash"]),
             teacher=payloads.get("teacher", b""),
             proximal_mu=float(fields["proximal-mu"]),  # type: ignore[arg-type]
@@ -189,6 +209,8 @@ class Reply:
     """Payload of the update (train)."""
     teacher_hash: str = ""
     """The teacher that the device holds; empty: none, or it could not keep it."""
+    model_hash: str = ""
+    """The global model that the device holds for changes to come; empty: none."""
     metrics: Mapping[str, ScalarMetric] = field(default_factory=dict)
     """Figures of the round; ``num-examples`` is always among them."""
 
@@ -201,6 +223,8 @@ class Reply:
             "round-index": self.round_index,
             "teacher-hash": self.teacher_hash,
         }
+        if self.model_hash:
+            fields["model-hash"] = self.model_hash
         record = _pack(REPLY, fields, {"update": self.update})
         record[METRICS] = MetricRecord({NUM_EXAMPLES: 0, **self.metrics})
         return record
@@ -229,6 +253,7 @@ class Reply:
                 round_index=int(fields["round-index"]),  # type: ignore[arg-type]
                 update=payloads.get("update", b""),
                 teacher_hash=str(fields["teacher-hash"]),
+                model_hash=str(fields.get("model-hash", "")),
                 metrics=metrics,
             )
         except (KeyError, TypeError) as error:

@@ -201,6 +201,8 @@ def _run_stages(
     _refuse_change(checkpoints, "teacher_hash", teacher_hash, "teacher")
     session.courier.set_teacher(teacher_hash, encode_float(teacher, "float32", {}))
     session.registry.believe_teacher_at(checkpoints.earlier.get("teacher_partitions", []))
+    if checkpoints.devices is not None:  # real ones have lost what they held in the earlier run
+        session.registry.believe_model_at(dict(checkpoints.earlier.get("model_at", [])))
     float_figures = float_model.evaluate(teacher)
     note(f"float model: {float_figures.accuracy:.2f} % Top-1")
 

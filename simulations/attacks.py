@@ -13,6 +13,7 @@ from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from client.app import app as honest_app
+from client.state import load_model
 from common.config import Config
 from common.messages import Reply, Stage, TrainRequest
 from common.payloads.updates import (
@@ -39,7 +40,10 @@ class HostileClientApp(ClientApp):
             request = TrainRequest.from_record(message.content)
             answer = Reply.from_record(reply.content)
             if request.stage is not Stage.CALIBRATION and answer.update:
-                update = poison(config, partition_id, request, answer.update)
+                # One that was sent changes holds the model that they led to.
+                held = {} if request.model else load_model(context.state)[1]
+                base = held or decode_state(request.model)
+                update = poison(config, partition_id, request.round_index, answer.update, base)
                 reply.content = replace(answer, update=update).to_record()
         return reply
 
@@ -56,17 +60,16 @@ def hostile_devices(config: Config) -> frozenset[int]:
     return frozenset(order[: round(config.attack.fraction * num_devices)].tolist())
 
 
-def poison(config: Config, partition_id: int, request: TrainRequest, update: bytes) -> bytes:
-    """The payload that an attacker sends in place of ``update``, in the same format."""
-    base = decode_state(request.model)
+def poison(
+    config: Config, partition_id: int, round_index: int, update: bytes, base: State
+) -> bytes:
+    """The payload that an attacker sends in place of ``update`` of ``base``, in the same format."""
     decoded = decode_update(update, base=base)
     metadata = {key: value for key, value in decoded.metadata.items() if key != FORMAT_KEY}
     state = poisoned(config.attack.name, config.attack.scale, decoded.state, base)
     if decoded.metadata[FORMAT_KEY] == "float32":
         return encode_float(state, "float32", metadata)
-    generator = numpy_generator(
-        config.run.seed, "attack-rounding", request.round_index, partition_id
-    )
+    generator = numpy_generator(config.run.seed, "attack-rounding", round_index, partition_id)
     bits = config.federation.delta_bits
     payload, _ = encode_delta(state, base, bits, None, generator, metadata)
     return payload

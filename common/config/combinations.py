@@ -175,6 +175,11 @@ def _check_asynchronous(config: Config) -> None:
         raise UserError(
             f"federation.mixed-bits = {config.federation.mixed_bits!r}: expected none with {name}"
         )
+    if config.sends_changes:
+        raise UserError(
+            f"federation.downlink-format = 'delta': expected 'float32', 'float16' or 'int8' with "
+            f"{name} (its devices train from models of different rounds)"
+        )
     if config.strategy.concurrency > config.data.num_devices:
         raise UserError(
             f"strategy.concurrency = {config.strategy.concurrency}: expected at most "

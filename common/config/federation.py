@@ -46,9 +46,12 @@ class FederationConfig(Section, name="federation"):
     """Bits of a quantized change."""
     error_feedback: bool = setting(True)
     """Delta: a device adds what rounding lost to its next update."""
-    downlink_format: str = setting("float32", choices=("float32", "float16", "int8"))
-    """How the global model travels to devices that train from it; for a measurement alone a low-bit
-    model goes as its codes."""
+    downlink_format: str = setting("float32", choices=("float32", "float16", "int8", "delta"))
+    """How the global model travels to devices that train from it; delta: as quantized changes to
+    one that holds an earlier model of these rounds, else as float32. For a measurement alone a
+    low-bit model goes as its codes."""
+    downlink_bits: int = setting(4, choices=(2, 3, 4, 5, 6, 7, 8))
+    """Downlink delta: bits of a quantized change."""
     mixed_bits: str = setting("")
     """Weight bits that devices may train at, as "2,4", quantization.weight-bits among them: each
     takes the largest that it supports; empty: all train at quantization.weight-bits."""

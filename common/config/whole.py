@@ -63,6 +63,16 @@ class Config:
         return self.training.correction != "none" and self.training.beta > 0
 
     @property
+    def sends_changes(self) -> bool:
+        """Whether a device may be sent how the model has changed in place of the model."""
+        return self.federation.downlink_format == "delta"
+
+    @property
+    def whole_format(self) -> str:
+        """How a whole model goes down to devices that train from it."""
+        return "float32" if self.sends_changes else self.federation.downlink_format
+
+    @property
     def is_paced(self) -> bool:
         """Whether devices look at their clocks: adaptive coresets or partial work."""
         return self.coreset.adaptive or self.training.partial_work

@@ -11,7 +11,8 @@ A state is a mapping from names to float32 arrays. Uplink formats, device to ser
   next round's change.
 - ``float32``: the reference.
 
-Downlink formats, server to device: ``float32``, ``float16`` and ``int8``.
+Downlink formats, server to device: ``float32``, ``float16``, ``int8``, and ``delta`` to one that
+holds an earlier model.
 
 The payload itself is that of common.payloads.wire, its format in the metadata under "format".
 """
@@ -38,7 +39,7 @@ from common.payloads.flat_tensors import (
 from common.payloads.wire import Codes, Plain, WireError
 
 UPDATE_FORMATS = ("codes", "delta", "float32")
-DOWNLINK_FORMATS = ("float32", "float16", "int8")
+DOWNLINK_FORMATS = ("float32", "float16", "int8", "delta")
 
 Metadata = Mapping[str, str | int | float]
 

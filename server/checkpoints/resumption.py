@@ -208,6 +208,7 @@ class Checkpoints:
         float32_bytes: int,
         progress: Progress | None,
         teacher_partitions: list[int],
+        model_at: Mapping[int, str],
         query_traffic: Traffic,
         wall_seconds: float,
     ) -> None:
@@ -228,6 +229,7 @@ class Checkpoints:
                 "metrics_digest": digest,
                 "float32_bytes": float32_bytes,
                 "teacher_partitions": teacher_partitions,
+                "model_at": list(model_at.items()),
                 "query_traffic": asdict(query_traffic),
                 "wall_seconds": wall_seconds,
                 "strategy": attributes,

@@ -59,6 +59,9 @@ def _encode(value: Any, path: str, arrays: Arrays) -> dict[str, Any]:
     if isinstance(value, np.ndarray | np.generic):
         arrays[path] = np.asarray(value)
         return {"array" if isinstance(value, np.ndarray) else "scalar": path}
+    if isinstance(value, bytes):
+        arrays[path] = np.frombuffer(value, np.uint8)
+        return {"bytes": path}
     if isinstance(value, ArrayRecord):
         content = {name: array.numpy() for name, array in value.items()}
         return {"record": _encode(content, path, arrays)["dict"]}
@@ -82,6 +85,8 @@ def _decode(encoded: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> A
             return arrays[content]
         case "scalar":
             return arrays[content][()]
+        case "bytes":
+            return arrays[content].tobytes()
         case "record":
             return ArrayRecord({k: Array(_decode(v, arrays)) for k, v in content.items()})
         case "dict":

@@ -1,28 +1,34 @@
 """Requests out, replies in: every message of the server passes here and its bytes are counted.
 
-The courier also delivers the teacher. It travels with a device's first request that names it, is
-left out once the device has said that it holds it, and is sent again, in the same round and once,
-to a device that answers that it lost it.
+The courier also leaves out what a device holds. The teacher travels with a device's first request
+that names it, until the device has said that it holds it; of a request with changes, those go to a
+device that has said that it holds an earlier model, and the whole model to any other. A device that
+answers that it lost either is sent it again, in the same round and once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import cast
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from common.clock import Clock, WallClock
-from common.messages import REPLY, REQUEST, Status, TrainRequest, message_bytes
+from common.messages import CHANGES, REPLY, REQUEST, Status, TrainRequest, message_bytes
 from server.exchange.foreign_text import printable
 
 POLL_SECONDS = 1.0
 """Between two looks for what may have come."""
 
-TEACHER_STILL_MISSING = "asks for the teacher although it was sent"
+MOST_NAME_DIGITS = 64
+"""Of a model's name; what is longer is none, and not kept."""
+
+STILL_MISSING = "asks again for the teacher or the model that it was sent"
 
 
 @dataclass
@@ -65,13 +71,13 @@ class _Posted:
     """A message that is under way on its own."""
 
     message: Message
-    """As it was posted, without the teacher."""
+    """As it was posted, before anything was added or left out."""
     exchange: Exchange
     """What came of it so far."""
     expires: float
     """When it is given up, by the courier's clock."""
     is_second: bool = False
-    """Whether it was sent again, with the teacher that the node had lost."""
+    """Whether it was sent again, with what the node had lost."""
 
     @property
     def node_id(self) -> int:
@@ -94,6 +100,8 @@ class Courier:
         self._teacher_hash = ""
         self._teacher = b""
         self._teacher_nodes: set[int] = set()
+        self._model_at: dict[int, str] = {}
+        """Node id -> name of the model that it said it holds."""
         self.forgetful_nodes: set[int] = set()
         """Nodes that said that they lost what a query told them: started anew, for example; or are
         to be asked anew for another reason."""
@@ -115,10 +123,19 @@ class Courier:
         """Take it that these nodes still hold the teacher; one that lost it will say so."""
         self._teacher_nodes.update(node_ids)
 
+    @property
+    def model_at(self) -> Mapping[int, str]:
+        """Node id -> name of the model that it said it holds for changes to come."""
+        return self._model_at
+
+    def believe_model_at(self, node_id: int, name: str) -> None:
+        """Take it that a node still holds a model; one that lost it will say so."""
+        self._model_at[node_id] = name
+
     def exchange(self, messages: Iterable[Message]) -> Exchange:
         """Send messages, at most one per node, and collect what comes back in time.
 
-        A teacher that is sent again gets no time of its own.
+        What is sent again gets no time of its own.
         """
         messages = list(messages)
         result = Exchange()
@@ -129,12 +146,12 @@ class Courier:
             remaining = max(0.0, deadline - self.clock.now())
             still_lost = self._send([_new_message(m, m.content) for m in again], result, remaining)
             for node_id in still_lost:
-                result.failures[node_id] = TEACHER_STILL_MISSING
+                result.failures[node_id] = STILL_MISSING
         return result
 
     def _send(self, messages: list[Message], result: Exchange, timeout: float) -> set[int]:
-        """One exchange, added to ``result``; returns the nodes that miss the teacher."""
-        outgoing = self._with_teacher(messages, result)
+        """One exchange, added to ``result``; returns the nodes that miss what was left out."""
+        outgoing = self._completed(messages, result)
         if not outgoing:
             return set()
         received = list(self.grid.send_and_receive(outgoing, timeout=timeout))
@@ -155,7 +172,7 @@ class Courier:
 
     @property
     def under_way(self) -> Traffic:
-        """Bytes of messages that are waited for, a first try without the teacher included."""
+        """Bytes of messages that are waited for, first tries that missed something included."""
         total = Traffic()
         for posted in self._posted.values():
             total.add(posted.exchange.total())
@@ -183,7 +200,7 @@ class Courier:
         return self._settled.popleft() if self._settled else Exchange()
 
     def _push(self, posted: _Posted) -> None:
-        (outgoing,) = self._with_teacher([posted.message], posted.exchange)
+        (outgoing,) = self._completed([posted.message], posted.exchange)
         # Flower's SuperLink names a message that it does not take by an empty string.
         message_id = next(iter(self.grid.push_messages([outgoing])), "")
         if not message_id:
@@ -200,7 +217,7 @@ class Courier:
             self._push(dataclasses.replace(posted, message=again, is_second=True))
             return
         if is_lost:
-            posted.exchange.failures[posted.node_id] = TEACHER_STILL_MISSING
+            posted.exchange.failures[posted.node_id] = STILL_MISSING
         self._settled.append(posted.exchange)
 
     def _give_up(self) -> None:
@@ -213,14 +230,14 @@ class Courier:
                 self._settled.append(posted.exchange)
 
     def _receive(self, node_id: int, reply: Message, result: Exchange) -> bool:
-        """Add a node's reply to ``result``, or say True where it misses the teacher."""
+        """Add a node's reply to ``result``, or say True where it misses what was left out."""
         if not reply.has_content():
             result.failures[node_id] = _first_line(reply.error.reason)
             return False
         result.traffic[node_id].upload_bytes += message_bytes(reply)
         if _status(reply.content) == Status.NO_INPUT_SPEC.value:
             self.forgetful_nodes.add(node_id)
-        if self._misses_teacher(node_id, reply.content):
+        if self._is_missing(node_id, reply.content):
             return True
         result.replies.append(reply)
         return False
@@ -228,33 +245,44 @@ class Courier:
     def _no_reply(self) -> str:
         return f"no reply within {self.timeout_seconds:g} s"
 
-    def _with_teacher(self, messages: list[Message], result: Exchange) -> list[Message]:
-        """The messages, with the teacher's payload where it is due; their bytes are counted.
+    def _completed(self, messages: list[Message], result: Exchange) -> list[Message]:
+        """The messages with what their nodes need and without what they hold; bytes are counted.
 
         Messages of one round share few contents: each is packed and measured once.
         """
         outgoing: list[Message] = []
-        complete: dict[int, RecordDict] = {}
+        packed: dict[tuple[int, bool, str], RecordDict] = {}
         sizes: dict[int, int] = {}
         for message in messages:
             node_id, content = message.metadata.dst_node_id, message.content
-            teacher_bytes = 0
-            if self._needs_teacher(message):
-                if id(content) not in complete:
-                    request = TrainRequest.from_record(content)
-                    complete[id(content)] = dataclasses.replace(
-                        request, teacher=self._teacher
-                    ).to_record()
-                message = _new_message(message, complete[id(content)])
-                teacher_bytes = len(self._teacher)
+            with_teacher, held = self._needs_teacher(message), self._held_model(message)
+            if with_teacher or held is not None:
+                form = id(content), with_teacher, held or ""
+                if form not in packed:
+                    packed[form] = self._packed(content, with_teacher=with_teacher, held=held)
+                message = _new_message(message, packed[form])
             if id(message.content) not in sizes:
                 sizes[id(message.content)] = message_bytes(message)
             traffic = Traffic(
-                download_bytes=sizes[id(message.content)], teacher_bytes=teacher_bytes
+                download_bytes=sizes[id(message.content)],
+                teacher_bytes=len(self._teacher) if with_teacher else 0,
             )
             result.traffic.setdefault(node_id, Traffic()).add(traffic)
             outgoing.append(message)
         return outgoing
+
+    def _packed(self, content: RecordDict, *, with_teacher: bool, held: str | None) -> RecordDict:
+        """A train request for nodes that need the teacher, or that hold a model ("": none)."""
+        request = TrainRequest.from_record(content)
+        if with_teacher:
+            request = dataclasses.replace(request, teacher=self._teacher)
+        if held:
+            since = list(request.changes).index(held)
+            changes = dict(islice(request.changes.items(), since, None))
+            request = dataclasses.replace(request, model=b"", changes=changes)
+        elif held is not None:
+            request = dataclasses.replace(request, changes={})
+        return request.to_record()
 
     def _needs_teacher(self, message: Message) -> bool:
         if message.metadata.message_type != MessageType.TRAIN or not self._teacher_hash:
@@ -264,15 +292,35 @@ class Courier:
             message.metadata.dst_node_id not in self._teacher_nodes
         )
 
-    def _misses_teacher(self, node_id: int, content: RecordDict) -> bool:
-        """Whether the reply says so; also notes whether the node holds the teacher."""
+    def _held_model(self, message: Message) -> str | None:
+        """The model, among those that a request has changes from, that its node holds.
+
+        Empty: none of them; None: it is no request with changes.
+        """
+        fields = message.content.config_records.get(REQUEST, ConfigRecord())
+        if CHANGES not in fields:
+            return None
+        held = self._model_at.get(message.metadata.dst_node_id, "")
+        return held if held in cast(list[str], fields[CHANGES]) else ""
+
+    def _is_missing(self, node_id: int, content: RecordDict) -> bool:
+        """Whether the reply says that something is; also notes what the node holds."""
         fields = content.config_records.get(REPLY, ConfigRecord())
         if self._teacher_hash and fields.get("teacher-hash") == self._teacher_hash:
             self._teacher_nodes.add(node_id)
-        if _status(content) != Status.TEACHER_MISSING.value:
-            return False
-        self._teacher_nodes.discard(node_id)
-        return True
+        held = fields.get("model-hash")
+        if isinstance(held, str) and len(held) <= MOST_NAME_DIGITS:
+            self._model_at[node_id] = held
+        status = _status(content)
+        if status == Status.MODEL_MISSING.value:
+            # It looks for the model first: a device that was started anew may have lost both.
+            self._model_at.pop(node_id, None)
+            self._teacher_nodes.discard(node_id)
+            return True
+        if status == Status.TEACHER_MISSING.value:
+            self._teacher_nodes.discard(node_id)
+            return True
+        return False
 
 
 def _status(content: RecordDict) -> object:

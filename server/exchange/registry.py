@@ -6,7 +6,7 @@ partition id that it answers to a query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
@@ -85,6 +85,8 @@ class DeviceRegistry:
         """Partition id -> node id of the device that had it first."""
         self._expected_holders: set[int] = set()
         """Partition ids of devices that hold the teacher and were not there yet."""
+        self._expected_models: dict[int, str] = {}
+        """Partition id -> model that a device holds that was not there yet."""
 
     @property
     def devices(self) -> list[RegisteredDevice]:
@@ -104,10 +106,28 @@ class DeviceRegistry:
         for device in self.devices:
             self._note_holder(device.partition_id, device.node_id)
 
+    @property
+    def model_at(self) -> dict[int, str]:
+        """Partition id -> model that a device holds, those that are away included."""
+        known = {
+            self._partition_of[node]: name
+            for node, name in self.courier.model_at.items()
+            if node in self._partition_of
+        }
+        return self._expected_models | known
+
+    def believe_model_at(self, names: Mapping[int, str]) -> None:
+        """Take it that devices hold these models, by partition id, also those yet to come."""
+        self._expected_models = dict(names)
+        for device in self.devices:
+            self._note_holder(device.partition_id, device.node_id)
+
     def _note_holder(self, partition_id: int, node_id: int) -> None:
         if partition_id in self._expected_holders:
             self._expected_holders.discard(partition_id)
             self.courier.believe_teacher_at([node_id])
+        if partition_id in self._expected_models:
+            self.courier.believe_model_at(node_id, self._expected_models.pop(partition_id))
 
     def refresh(self) -> None:
         """Forget devices that left; query nodes that are new, forgot the run or did not answer."""

@@ -73,6 +73,7 @@ class Session:
             float32_bytes=float32_bytes,
             progress=progress,
             teacher_partitions=self.registry.teacher_partitions,
+            model_at=self.registry.model_at,
             query_traffic=self.registry.traffic,
             wall_seconds=time.perf_counter() - self.started,
         )

@@ -36,7 +36,7 @@ def float_strategy(config: Config, state: State) -> PackedUpdates:
     plan = StagePlan(
         stage=Stage.FLOAT,
         num_rounds=config.warmup.num_rounds,
-        downlink_format=config.federation.downlink_format,
+        downlink_format=config.whole_format,
         min_replies=required_replies(config),
         mechanism=GaussianMechanism.of(config),
         seed=config.run.seed,
@@ -57,7 +57,7 @@ def calibrate(session: Session, model: GlobalModel) -> State:
     plan = StagePlan(
         stage=Stage.CALIBRATION,
         num_rounds=1,
-        downlink_format=session.config.federation.downlink_format,
+        downlink_format=session.config.whole_format,
         min_replies=required_replies(session.config),
         mechanism=GaussianMechanism.of(session.config),
         seed=session.config.run.seed,
@@ -75,7 +75,8 @@ def train_quantized(
     plan = StagePlan(
         stage=Stage.QUANTIZED,
         num_rounds=config.federation.num_rounds,
-        downlink_format=config.federation.downlink_format,
+        downlink_format=config.whole_format,
+        downlink_bits=config.federation.downlink_bits if config.sends_changes else 0,
         min_replies=required_replies(config),
         mechanism=GaussianMechanism.of(config),
         seed=config.run.seed,

@@ -26,7 +26,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from common.messages import METRICS, NUM_EXAMPLES, EvaluateRequest, Reply, Stage, TrainRequest
-from common.payloads.updates import encode_codes
+from common.payloads.updates import encode_codes, encode_float
+from common.seeding import numpy_generator
 from server.exchange.registry import SampledGrid
 from server.exchange.replies import Expectation, Judgement
 from server.model.aggregation import (
@@ -47,6 +48,7 @@ from server.model.forms import (
     to_record,
     to_state,
 )
+from server.model.sent_model import SentModel, next_model
 from server.strategies.device_groups import DeviceGroups
 from server.strategies.privacy import GaussianMechanism, noise_generator
 from server.strategies.stage_plan import StagePlan
@@ -86,6 +88,8 @@ class PackedUpdates(FedAvg):
         )
         self.plan = plan
         self.learned_only = learned_only
+        self.sent: dict[str, dict[str, Any]] = {}
+        """Bit-width -> the fields of the last `SentModel`, which the next is a change of."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -96,13 +100,15 @@ class PackedUpdates(FedAvg):
         self._groups = groups = DeviceGroups.of(grid.devices, is_mixed=self.plan.entries.is_mixed)
         requests = {}
         for bits in groups:
-            payload, base = self._packed(state, bits, is_trained=self._is_training())
+            view = self.plan.entries.view(state, bits)
+            payload, model = self._sent(view, bits, server_round - 1)
             requests[bits] = TrainRequest(
                 stage=self.plan.stage,
                 round_index=server_round - 1,
                 num_rounds=self.plan.num_rounds,
                 model=payload,
-                model_hash=payload_hash(payload),
+                model_hash=model.name,
+                changes=model.changes,
                 teacher_hash=self.plan.teacher_hash,
                 weight_bits=bits,
             )
@@ -110,8 +116,8 @@ class PackedUpdates(FedAvg):
                 partition_of=groups.partition_of(bits),
                 round_index=server_round - 1,
                 shapes=self.plan.update_shapes,
-                base=base,
-                base_hash=requests[bits].model_hash,
+                base=model.state,
+                base_hash=model.name,
                 metric_names=(NUM_EXAMPLES, TRAIN_LOSS) if self._is_training() else (NUM_EXAMPLES,),
                 num_samples={device.partition_id: device.num_samples for device in grid.devices},
             )
@@ -204,7 +210,8 @@ class PackedUpdates(FedAvg):
         trained_share = 1 - self.plan.holdout_fraction
         contents = {}
         for bits in groups:
-            payload, _ = self._packed(state, bits, is_trained=False)
+            view = self.plan.entries.view(state, bits)
+            payload, _ = self._packed(view, bits, is_trained=False)
             contents[bits] = EvaluateRequest(
                 stage=self.plan.stage,
                 round_index=server_round - 1,
@@ -230,16 +237,30 @@ class PackedUpdates(FedAvg):
         metrics = evaluation_metrics(self.judgement.accepted)
         return MetricRecord({name: value for name, value in metrics.items() if value is not None})
 
-    def _packed(self, state: State, bits: int, *, is_trained: bool) -> tuple[bytes, State]:
-        """The model for devices of a bit-width, and the state that they train from.
+    def _packed(self, view: State, bits: int, *, is_trained: bool) -> tuple[bytes, State]:
+        """A whole model for devices of a bit-width, and what it decodes to.
 
         To be looked at only, a low-bit model goes as its codes: a fraction of the bytes, and the
         same outputs.
         """
-        view = self.plan.entries.view(state, bits)
         if is_trained or not self.plan.quantize:
             return pack_model(view, self.plan.downlink_format)
         return encode_codes(view, self.plan.quantize[bits](view), {}), view
+
+    def _sent(self, view: State, bits: int, round_index: int) -> tuple[bytes, SentModel]:
+        """The model that devices of a bit-width start from: the whole, and what they hold then."""
+        if not self.plan.downlink_bits:
+            payload, base = self._packed(view, bits, is_trained=self._is_training())
+            return payload, SentModel(name=payload_hash(payload), state=base)
+        before = self.sent.get(str(bits))
+        model = next_model(
+            SentModel(**before) if before else None,
+            view,
+            self.plan.downlink_bits,
+            numpy_generator(self.plan.seed, "rounding-downlink", round_index, bits),
+        )
+        self.sent[str(bits)] = dict(vars(model))
+        return encode_float(model.state, "float32", {}), model
 
     def _is_training(self) -> bool:
         return self.plan.stage in (Stage.FLOAT, Stage.QUANTIZED)

@@ -19,10 +19,13 @@ class StagePlan:
     stage: Stage
     num_rounds: int
     downlink_format: str
+    """Of whole models: float32, float16 or int8."""
     min_replies: int
     """Fewest good replies that make a round."""
     update_shapes: Mapping[str, tuple[int, ...]]
     """Name -> shape of the entries that an update holds."""
+    downlink_bits: int = 0
+    """Of the changes to devices that hold an earlier model; 0: they are sent whole ones."""
     teacher_hash: str = ""
     entries: BitEntries = field(default_factory=BitEntries)
     """What of a state belongs to one of several bit-widths."""

@@ -20,7 +20,9 @@ from common.payloads.updates import Metadata, encode_float
 from common.qat import calibrate, prepare
 from common.seeding import numpy_generator, torch_generator
 from common.units import format_bytes
+from server.model.aggregation import State
 from server.model.forms import pack_model
+from server.model.sent_model import next_model
 
 INPUTS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "digits": (10, (1, 8, 8)),
@@ -59,6 +61,9 @@ class MessageSizes:
     """By the weight bits that a device trains at."""
     float32_reply_bytes: int
     """The reply, were its update float32."""
+    change_request_bytes: tuple[int, ...] = ()
+    """With 1, 2, ... changes in the model's place, to a device that holds the model of so many
+    rounds before; one of more rounds before is sent the whole model."""
 
     def describe_replies(self) -> str:
         """``40 kB``, or ``40 kB at 2 bits, 60 kB at 4 bits`` where devices differ."""
@@ -101,7 +106,7 @@ def measure_messages(config: Config) -> MessageSizes:
         for bits in config.device_bits
     }
     base = model_state(students[config.quantization.weight_bits])
-    model, _ = pack_model(base, config.federation.downlink_format)
+    model, _ = pack_model(base, config.whole_format)
     digest = "0" * 32
     request = TrainRequest(
         stage=Stage.QUANTIZED,
@@ -112,6 +117,8 @@ def measure_messages(config: Config) -> MessageSizes:
         teacher_hash=content_hash(teacher),
         weight_bits=config.quantization.weight_bits if config.federation.mixed_bits else 0,
     )
+    # Before an update is made, which moves the students: ``base`` is a view of one.
+    change_request_bytes = _change_request_bytes(config, request, base)
     first = replace(request, teacher=encode_float(teacher, "float32", {}))
     return MessageSizes(
         request_bytes=record_bytes(request.to_record()),
@@ -125,7 +132,28 @@ def measure_messages(config: Config) -> MessageSizes:
                 config, request, encode_float(base, "float32", {"round": 0, "base-hash": digest})
             )
         ),
+        change_request_bytes=change_request_bytes,
     )
+
+
+def _change_request_bytes(config: Config, request: TrainRequest, base: State) -> tuple[int, ...]:
+    """Of requests with as many changes as are worth sending, from one on; none: models go whole."""
+    if not config.sends_changes:
+        return ()
+    generator = numpy_generator(config.run.seed, "plan-downlink")
+    model = next_model(None, base, config.federation.downlink_bits, generator)
+    sizes: list[int] = []
+    while True:
+        # In proportion: a step stays above zero.
+        state = {
+            name: np.asarray(values * np.float32(1 + CHANGE))
+            for name, values in model.state.items()
+        }
+        model = next_model(model, state, config.federation.downlink_bits, generator)
+        if len(model.changes) == len(sizes):
+            return tuple(sizes)
+        changed = replace(request, model=b"", changes=model.changes)
+        sizes.append(record_bytes(changed.to_record()))
 
 
 def _student(

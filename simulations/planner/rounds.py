@@ -92,6 +92,8 @@ class FleetPlan:
         able = np.array([not bits.isdisjoint(profile.weight_bits) for profile in self.profiles])
         self._able = able[emulation.class_of]
         self._has_teacher = np.zeros(num_devices, dtype=np.bool_)
+        self._model_round = np.full(num_devices, -1, dtype=np.int32)
+        """Of which round each device holds the model; -1: of none."""
         self._coreset_epoch = np.full(num_devices, -1, dtype=np.int32)
         """When each device chose its coreset; -1: it never has."""
         self._kept_views = KeptViews(config, num_devices)
@@ -173,9 +175,7 @@ class FleetPlan:
         parts = emulation.failures(Stage.QUANTIZED, round_index)[asked]
         delays = emulation.delays(Stage.QUANTIZED, round_index)[asked]
         fails = np.isfinite(parts)
-        downloads = np.where(
-            self._has_teacher[asked], self.sizes.request_bytes, self.sizes.first_request_bytes
-        ).astype(np.float64)
+        downloads = self._request_bytes(asked, round_index)
         seconds = np.empty(len(asked))
         costs = []
         for index, at in enumerate(members):
@@ -189,6 +189,7 @@ class FleetPlan:
             seconds, fails, num_wanted=num_wanted, deadline=fleet.deadline
         )
         self._has_teacher[asked[fates == TRAINED]] = True
+        self._model_round[asked[fates == TRAINED]] = round_index
 
         joules = down = up = 0.0
         load = LoadCurve(round_seconds)
@@ -221,6 +222,19 @@ class FleetPlan:
             egress_peak_gbits=load.download_peak_gbits,
             ingress_peak_gbits=load.upload_peak_gbits,
             joules=joules,
+        )
+
+    def _request_bytes(self, devices: NDArray[np.int64], round_index: int) -> Floats:
+        """With the teacher to those that do not have it, else changes to those that hold a model
+        that few rounds came after.
+        """
+        sizes = self.sizes
+        by_changes = np.array([sizes.request_bytes, *sizes.change_request_bytes], np.float64)
+        held = self._model_round[devices]
+        num_changes = np.where(held < 0, 0, round_index - held)
+        num_changes[num_changes >= len(by_changes)] = 0
+        return np.where(
+            self._has_teacher[devices], by_changes[num_changes], float(sizes.first_request_bytes)
         )
 
     def _cost(

@@ -78,10 +78,13 @@ def run_plan(
         f"{format_count(config.data.num_devices, 'device')} of {fleet.name}, {config.model.name} "
         f"on {config.data.dataset}, {format_count(num_samples, 'image')} each"
     )
+    change = ""
+    if sizes.change_request_bytes:
+        change = f"; with a change {format_bytes(sizes.change_request_bytes[0])}"
     for line in (
         f"{title}, seed {config.run.seed}",
         f"request {format_bytes(sizes.request_bytes)} (the first, with the teacher, "
-        f"{format_bytes(sizes.first_request_bytes)}), reply {sizes.describe_replies()} "
+        f"{format_bytes(sizes.first_request_bytes)}{change}), reply {sizes.describe_replies()} "
         f"(as float32 {format_bytes(sizes.float32_reply_bytes)}), "
         f"{training / 1e6:.4g} MFLOP to train on an image",
     ):

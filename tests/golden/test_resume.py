@@ -190,8 +190,13 @@ FLEET_RUNS: dict[str, dict[str, object]] = {
         "fleet.over-selection": 1.5,
         "federation.fraction": 0.6,
         "coreset.adaptive": "true",
+        "federation.downlink-format": "delta",
     },
-    "mixed-bits": {"federation.mixed-bits": "2,4", "federation.bit-weighting": "error"},
+    "mixed-bits": {
+        "federation.mixed-bits": "2,4",
+        "federation.bit-weighting": "error",
+        "federation.downlink-format": "delta",
+    },
     "fedbuff": {
         "strategy.name": "fedbuff",
         "strategy.concurrency": 3,

@@ -36,6 +36,7 @@ SETTINGS = {
     "federation.min-devices": len(DEVICES),
     "coreset.fraction": 0.5,
     "evaluation.device-interval": 0,
+    "federation.downlink-format": "delta",
 }
 RUN_SECONDS = 1800
 RESTARTS = 3

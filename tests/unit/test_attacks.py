@@ -7,7 +7,6 @@ import pytest
 
 from common.config import Config
 from common.errors import UserError
-from common.messages import Stage, TrainRequest
 from common.payloads.updates import Metadata, decode_update, encode_delta, encode_float
 from simulations.attacks import hostile_devices, poison, poisoned
 
@@ -54,14 +53,7 @@ def test_the_payload_keeps_its_format_and_origin(update_format: str) -> None:
         update, _ = encode_delta(trained, base, 4, None, np.random.default_rng(0), metadata)
     else:
         update = encode_float(trained, "float32", metadata)
-    request = TrainRequest(
-        stage=Stage.QUANTIZED,
-        round_index=3,
-        num_rounds=5,
-        model=encode_float(base, "float32", {}),
-        model_hash="ab",
-    )
-    sent = poison(config(name="sign-flip"), 1, request, update)
+    sent = poison(config(name="sign-flip"), 1, 3, update, base)
     decoded = decode_update(sent, base=base, base_hash="ab")
     assert decoded.metadata == {"format": update_format, **metadata}
     np.testing.assert_allclose(decoded.state[WEIGHT], -1.0, rtol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
@@ -117,7 +118,9 @@ def test_a_device_that_never_keeps_the_teacher_fails() -> None:
     exchange = courier.exchange(train_messages(1))
     assert len(grid.sent) == 2
     assert not exchange.replies
-    assert exchange.failures == {node_id_of(0): "asks for the teacher although it was sent"}
+    assert exchange.failures == {
+        node_id_of(0): "asks again for the teacher or the model that it was sent"
+    }
 
 
 def test_a_new_teacher_is_delivered_to_all() -> None:
@@ -126,6 +129,118 @@ def test_a_new_teacher_is_delivered_to_all() -> None:
     courier.set_teacher("t2", b"other")
     courier.exchange(train_messages(2, "t2"))
     assert {TrainRequest.from_record(m.content).teacher for m in grid.sent[2:]} == {b"other"}
+
+
+class Holders:
+    """Devices that hold the model that they were last sent, and the teacher."""
+
+    def __init__(self) -> None:
+        self.model_at: dict[int, str] = {}
+        self.has_teacher: set[int] = set()
+        self.requests: list[TrainRequest] = []
+
+    def __call__(self, partition_id: int, message: Message) -> Reply:
+        request = TrainRequest.from_record(message.content)
+        self.requests.append(request)
+        if not request.model and self.model_at.get(partition_id) not in request.changes:
+            return Reply(partition_id=partition_id, status=Status.MODEL_MISSING)
+        if request.teacher:
+            self.has_teacher.add(partition_id)
+        if partition_id not in self.has_teacher:
+            return Reply(partition_id=partition_id, status=Status.TEACHER_MISSING)
+        self.model_at[partition_id] = request.model_hash
+        return Reply(
+            partition_id=partition_id,
+            teacher_hash=request.teacher_hash,
+            model_hash=request.model_hash,
+        )
+
+    def sent(self) -> list[tuple[bytes, list[str], bytes]]:
+        """Model, names of changes and teacher of the requests since the last call."""
+        requests = [(r.model, list(r.changes), r.teacher) for r in self.requests]
+        self.requests.clear()
+        return requests
+
+
+def round_messages(number: int, num_devices: int) -> list[Message]:
+    """Of round ``number``, from 0: model m<number>, with changes from all before."""
+    request = TrainRequest(
+        stage=Stage.QUANTIZED,
+        round_index=number,
+        num_rounds=9,
+        model=b"whole",
+        model_hash=f"m{number}",
+        changes={f"m{k}": b"change %d" % k for k in range(number)},
+        teacher_hash="t1",
+    )
+    content = request.to_record()
+    return [
+        Message(content, dst_node_id=node_id_of(k), message_type=MessageType.TRAIN)
+        for k in range(num_devices)
+    ]
+
+
+class TestChanges:
+    def test_a_device_is_sent_what_came_since_the_model_that_it_holds(self) -> None:
+        """Two devices in round 0, one in round 1, three in round 2."""
+        devices = Holders()
+        courier, grid = make_courier(devices, num_devices=3)
+        courier.exchange(round_messages(0, 2))
+        assert devices.sent() == [(b"whole", [], TEACHER)] * 2
+        courier.exchange(round_messages(1, 1))
+        assert devices.sent() == [(b"", ["m0"], b"")]
+        exchange = courier.exchange(round_messages(2, 3))
+        assert devices.sent() == [
+            (b"", ["m1"], b""),
+            (b"", ["m0", "m1"], b""),
+            (b"whole", [], TEACHER),
+        ]
+        assert not exchange.failures
+        sizes = [message_bytes(message) for message in grid.sent[-3:]]
+        assert [exchange.traffic[node_id_of(k)].download_bytes for k in range(3)] == sizes
+        assert len(set(sizes)) == 3
+        assert dict(courier.model_at) == {node_id_of(k): "m2" for k in range(3)}
+
+    def test_what_is_not_in_a_request_any_more_goes_whole(self) -> None:
+        courier, _ = make_courier(devices := Holders(), num_devices=1)
+        courier.believe_model_at(node_id_of(0), "older")
+        courier.exchange(round_messages(2, 1))
+        assert devices.sent() == [(b"whole", [], TEACHER)]
+
+    def test_a_device_that_lost_all_is_sent_all_in_the_same_exchange(self) -> None:
+        courier, _ = make_courier(devices := Holders(), num_devices=2)
+        courier.exchange(round_messages(0, 2))
+        devices.model_at.clear()
+        devices.has_teacher.clear()
+        devices.sent()
+        exchange = courier.exchange(round_messages(1, 1))
+        assert devices.sent() == [(b"", ["m0"], b""), (b"whole", [], TEACHER)]
+        assert len(exchange.replies) == 1
+        assert not exchange.failures
+        courier.post(round_messages(1, 2)[1])
+        assert len(courier.collect().replies) == 1
+        assert devices.sent() == [(b"", ["m0"], b""), (b"whole", [], TEACHER)]
+
+    def test_a_device_that_says_so_again_fails(self) -> None:
+        courier, grid = make_courier(
+            lambda k, _: Reply(partition_id=k, status=Status.MODEL_MISSING), num_devices=1
+        )
+        failures = courier.exchange(round_messages(1, 1)).failures
+        assert list(failures) == [node_id_of(0)]
+        assert len(grid.sent) == 2
+
+    def test_a_name_that_is_none_is_not_kept(self) -> None:
+        """65 digits, or a number in place of them."""
+        names: list[Any] = ["m" * 65, 7]
+
+        def answer(partition_id: int, message: Message) -> RecordDict:
+            record = Reply(partition_id=partition_id).to_record()
+            record.config_records["reply"]["model-hash"] = names[partition_id]
+            return record
+
+        courier, _ = make_courier(answer)
+        courier.exchange(round_messages(0, 2))
+        assert not courier.model_at
 
 
 def test_requests_without_a_teacher_get_none() -> None:
@@ -202,7 +317,9 @@ class TestPosting:
         courier, grid = make_courier(lambda *_: lost)
         courier.post(train_messages(1)[0])
         failures = courier.collect().failures
-        assert failures == {node_id_of(0): "asks for the teacher although it was sent"}
+        assert failures == {
+            node_id_of(0): "asks again for the teacher or the model that it was sent"
+        }
         assert len(grid.sent) == 2
 
     def test_messages_that_are_not_taken_fail_at_once(self) -> None:

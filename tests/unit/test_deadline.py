@@ -170,6 +170,13 @@ class TestTime:
         )
         assert update_bytes(config, 1600) == pytest.approx(125.0 * bits)
 
+    def test_bytes_of_an_update_where_changes_came(self) -> None:
+        """Two changes of 3 bits, 600 bytes together, are 800 weights: at 4 bits 400 bytes and a
+        quarter more. A whole model is float32: 600 bytes are 150 weights, 75 bytes."""
+        config = make_config(federation__downlink_format="delta", federation__downlink_bits=3)
+        assert update_bytes(config, 600, num_changes=2) == pytest.approx(500.0)
+        assert update_bytes(config, 600) == pytest.approx(93.75)
+
 
 class TestPartialWork:
     @pytest.mark.parametrize(("seconds", "epochs"), [(-1.0, 1), (9.9, 1), (20.1, 2), (99.0, 5)])

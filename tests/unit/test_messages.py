@@ -62,10 +62,13 @@ class TestRoundTrips:
         proximal_mu=st.floats(0, 10),
         weight_bits=st.sampled_from([0, 2, 8]),
         repetition=st.integers(0, 100),
+        changes=st.dictionaries(text, payloads.filter(bool), max_size=3),
     )
     def test_train_request(self, **fields: Any) -> None:
         sent = request(**fields)
-        assert TrainRequest.from_record(sent.to_record()) == sent
+        received = TrainRequest.from_record(sent.to_record())
+        assert received == sent
+        assert list(received.changes) == list(sent.changes)
 
     @settings(max_examples=30, deadline=None)
     @given(
@@ -85,6 +88,7 @@ class TestRoundTrips:
         reason=text,
         update=payloads,
         teacher_hash=text,
+        model_hash=text,
         metrics=st.dictionaries(text, st.integers(-100, 100) | st.floats(allow_nan=False)),
     )
     def test_reply(self, **fields: Any) -> None:
@@ -97,12 +101,13 @@ class TestRoundTrips:
     def test_large_payloads_travel_in_chunks(self, extra: int) -> None:
         """Bytes in a ConfigRecord are one piece for Flower: larger ones go as an Array."""
         model = bytes(range(256)) * (INLINE_BYTES // 256) + bytes(extra)
-        record = request(model=model, teacher=b"small").to_record()
+        record = request(model=model, teacher=b"small", changes={"ab": model}).to_record()
         assert ("model" in record.config_records[REQUEST]) == (extra == 0)
         assert (PAYLOADS in record.array_records) == (extra == 1)
         received = TrainRequest.from_record(record)
         assert received.model == model
         assert received.teacher == b"small"
+        assert received.changes == {"ab": model}
 
     def test_an_absent_payload_is_empty(self) -> None:
         record = request(teacher=b"").to_record()

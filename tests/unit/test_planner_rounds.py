@@ -11,6 +11,7 @@ from common.config import Config
 from common.devices import Availability, DeviceProfile, task_cost
 from common.errors import UserError
 from common.messages import Stage
+from common.seeding import numpy_generator
 from common.settings import Scalar
 from simulations.emulation.fleet import DeviceFleet, FleetClass
 from simulations.emulation.flops import ModelFlops
@@ -64,6 +65,27 @@ def make_plan(*classes: FleetClass, **settings: Scalar) -> FleetPlan:
         num_samples=100,
         num_classes=10,
     )
+
+
+def test_changes_go_to_devices_that_hold_a_model_of_few_rounds_before() -> None:
+    """Two are asked of four, as a run draws them. The first time with the teacher, 2 MB; then
+    0.1 MB if asked in the round before, 0.2 MB if in the one before that, else the whole, 1 MB."""
+    plan = make_plan(
+        FleetClass(profile=FAST, count=4), federation__fraction=0.5, federation__num_rounds=12
+    )
+    plan.sizes = replace(SIZES, change_request_bytes=(100_000, 200_000))
+    last: dict[int, int] = {}
+    amounts = set()
+    for index, planned in enumerate(plan.run()):
+        generator = numpy_generator(plan.config.run.seed, "sampling-quantized", index)
+        expected = 0
+        for device in generator.permutation(4)[:2].tolist():
+            rounds = index - last[device] if device in last else 0
+            expected += {0: 2_000_000, 1: 100_000, 2: 200_000}.get(rounds, 1_000_000)
+            last[device] = index
+        assert planned.download_bytes == pytest.approx(expected)
+        amounts.add(expected)
+    assert len(amounts) > 3
 
 
 def computing(plan: FleetPlan) -> list[float]:

@@ -70,6 +70,21 @@ def test_a_small_downlink_is_measured_as_well() -> None:
     assert small.reply_bytes == full.reply_bytes
 
 
+def test_requests_with_changes_are_measured_as_long_as_they_are_worth_it() -> None:
+    """A 4-bit change is more than an eighth of float32: seven are less than the model, eight not.
+    One that is not sent them is sent the whole model."""
+    flat: dict[str, Scalar] = {"federation.downlink-format": "delta", "model.name": "resnet20"}
+    sizes, whole = (
+        measure_messages(Config.from_flat(settings))
+        for settings in (flat, {**flat, "federation.downlink-format": "float32"})
+    )
+    assert whole.change_request_bytes == ()
+    assert sizes.request_bytes == whole.request_bytes
+    assert len(sizes.change_request_bytes) == 7
+    for number, size in enumerate(sizes.change_request_bytes, start=1):
+        assert number / 8 < size / sizes.request_bytes < number / 8 * 1.1
+
+
 def test_images_of_a_folder_are_not_looked_for() -> None:
     with pytest.raises(UserError, match=r"data\.dataset = 'folder': a plan reads no images"):
         known_inputs(Config.from_flat({"data.dataset": "folder", "data.root": "x"}))

@@ -73,6 +73,23 @@ def test_holders_of_the_teacher_are_known_when_they_come_and_after_they_left() -
     assert registry.teacher_partitions == [1, 5]
 
 
+def test_which_models_devices_hold_is_known_when_they_come_and_after_they_left() -> None:
+    """1 is there, 5 is yet to come; 2 has said so itself, and a stranger, who counts for nobody."""
+    registry, grid, _ = make_registry()
+    registry.refresh()
+    registry.believe_model_at({1: "m1", 5: "m0"})
+    assert dict(registry.courier.model_at) == {node_id_of(1): "m1"}
+    registry.courier.believe_model_at(node_id_of(2), "m2")
+    registry.courier.believe_model_at(node_id_of(9), "m2")
+    assert registry.model_at == {1: "m1", 2: "m2", 5: "m0"}
+    grid.partition_ids += [5]
+    registry.refresh()
+    assert registry.courier.model_at[node_id_of(5)] == "m0"
+    grid.partition_ids[:] = [0]
+    registry.refresh()
+    assert registry.model_at == {1: "m1", 2: "m2", 5: "m0"}
+
+
 def test_a_device_that_is_refused_does_not_hold_the_teacher() -> None:
     """Device 1 knows the teacher's hash, but not who it is itself."""
     claim = Reply(partition_id=-1, teacher_hash="t1", metrics={"num-samples": 10})

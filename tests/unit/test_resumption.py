@@ -160,6 +160,7 @@ def test_all_that_the_next_round_depends_on_comes_back(tmp_path: Path) -> None:
                 busy_nodes=frozenset({7}),
             ),
             teacher_partitions=[5],
+            model_at={5: "abc"},
             query_traffic=Traffic(upload_bytes=8),
             wall_seconds=9.0,
         )
@@ -182,6 +183,7 @@ def test_all_that_the_next_round_depends_on_comes_back(tmp_path: Path) -> None:
     earlier = resumed.earlier
     assert (earlier["teacher_partitions"], earlier["wall_seconds"]) == ([5], 9.0)
     assert earlier["query_traffic"]["upload_bytes"] == 8
+    assert dict(earlier["model_at"]) == {5: "abc"}
     with Recorder(folder, going_on, kept_bytes=resumed.kept_bytes) as recorder:
         assert recorder.rounds == [{"kind": "round", "round": 2}]
     lines = (folder / METRICS_FILE).read_text().splitlines()
@@ -213,6 +215,7 @@ def test_a_disk_without_room_costs_the_checkpoint_and_not_the_run(tmp_path: Path
             float32_bytes=0,
             progress=None,
             teacher_partitions=[],
+            model_at={},
             query_traffic=Traffic(),
             wall_seconds=0.0,
         )

@@ -19,12 +19,11 @@ from client.deadline import Pace
 from client.device import Device, float_model, quantized_model
 from client.rounds import (
     calibration_round,
-    decode_model,
     float_round,
     quantized_round,
     statistics_round,
 )
-from client.state import TeacherStore, load_coreset, load_pace, load_residual
+from client.state import TeacherStore, load_coreset, load_model, load_pace, load_residual
 from common.checkpoints import content_hash
 from common.config import Config
 from common.data.augmentation import normalize
@@ -33,12 +32,13 @@ from common.inference import predict_logits
 from common.messages import NUM_EXAMPLES, Reply, Stage, Status, TrainRequest
 from common.models import load_state, model_state
 from common.payloads import wire
-from common.payloads.updates import decode_state, encode_float
+from common.payloads.updates import decode_state, encode_delta, encode_float
 from common.payloads.wire import Codes, WireError
 from common.qat import activation_step_names, prepare, quantized_weights
 
 State = dict[str, NDArray[np.float32]]
 NUM_TRAIN = 30
+WEIGHT = "conv1.weight"
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -144,16 +144,6 @@ class TestFloatRound:
         assert reply.status is Status.DIVERGED
         assert reply.reason
         assert reply.update == b""
-
-
-class TestDecodeModel:
-    def test_it_is_decoded_once_and_stays_as_it_is(self) -> None:
-        payload = encode_float({"w": np.array([1, 2], np.float32)}, "float32", {})
-        first, again = decode_model(payload), decode_model(bytes(bytearray(payload)))
-        assert first is again
-        np.testing.assert_array_equal(first["w"], [1, 2])
-        with pytest.raises(ValueError, match="read-only"):
-            first["w"][0] = 3
 
 
 class TestStatisticsRound:
@@ -319,6 +309,41 @@ class TestTeacher:
         first, second = pools
         assert len(first) == len(second) == 18
         assert first != second
+
+
+class TestHeldModel:
+    def test_the_first_round_holds_the_model_that_changes_lead_on_from(
+        self, device: Device
+    ) -> None:
+        """Round 2 from a change by nothing: the update that the whole model gives."""
+        config = make_config(federation__downlink_format="delta")
+        records, first = RecordDict(), make_request(config, device)
+        assert quantized_round(config, device, first, records).model_hash == "base"
+        state = decode_state(first.model)
+        change, _ = encode_delta(state, state, 4, None, None, {"base-hash": "base"})
+        whole = replace(first, round_index=1)
+        request = replace(whole, model=b"", model_hash="next", changes={"base": change})
+        other = RecordDict()
+        quantized_round(config, device, first, other)
+        expected = quantized_round(config, device, whole, other)
+        reply = quantized_round(config, device, request, records)
+        assert reply.model_hash == "next"
+        assert decode_state(reply.update)[WEIGHT].tobytes() == (
+            decode_state(expected.update)[WEIGHT].tobytes()
+        )
+
+    def test_one_that_is_not_held_is_missing_and_looked_for_before_the_teacher(
+        self, device: Device
+    ) -> None:
+        config = make_config(federation__downlink_format="delta")
+        reply = answer(config, device, model=b"", teacher=b"", changes={"older": b"change"})
+        assert reply.status is Status.MODEL_MISSING
+        assert (reply.update, reply.model_hash) == (b"", "")
+
+    def test_where_models_go_whole_none_is_held(self, device: Device) -> None:
+        records = RecordDict()
+        assert answer(make_config(), device, records).model_hash == ""
+        assert load_model(records) == ("", {})
 
 
 class TestCoreset:

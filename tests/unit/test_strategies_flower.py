@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import weakref
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from common.config import ASYNCHRONOUS, Config, StrategyConfig
 from common.config import STRATEGIES as STRATEGY_NAMES
@@ -17,6 +19,7 @@ from common.errors import UserError
 from common.messages import EvaluateRequest, Reply, Stage, Status, TrainRequest
 from common.payloads.updates import Metadata, decode_state, encode_delta, encode_float
 from common.settings import Scalar
+from server.checkpoints.strategy_state import restore_strategy, strategy_state
 from server.exchange.registry import RegisteredDevice, SampledGrid
 from server.exchange.replies import RefusalKind
 from server.model.forms import to_record, to_state
@@ -319,6 +322,57 @@ def test_a_change_is_relative_to_what_the_devices_got(downlink_format: str) -> N
     for name, values in to_state(aggregated).items():
         assert values.tobytes() == received[name].tobytes()
     assert received[WEIGHT].tobytes() != start[WEIGHT].tobytes()
+
+
+def test_the_model_goes_as_changes_that_replies_are_relative_to() -> None:
+    """Round 1: whole. Round 2: the change from it to what the strategy made of the replies, which
+    the server takes as the model that devices start from: where they change nothing, it stays."""
+    start = {**state(0.0), WEIGHT: np.tile(np.array([0.1, 0.033], np.float32), (16, 16))}
+    shapes = {name: values.shape for name, values in start.items()}
+    strategy = make_strategy(
+        StrategyConfig(name="fedavg"), plan(downlink_bits=4, update_shapes=shapes)
+    )
+    (first,) = strategy.configure_train(1, to_record(start), ConfigRecord(), view_of(1))
+    whole = TrainRequest.from_record(first.content)
+    assert whole.changes == {}
+    moved = {**start, WEIGHT: np.tile(np.array([0.4, 0.133], np.float32), (16, 16))}
+    (second,) = strategy.configure_train(2, to_record(moved), ConfigRecord(), view_of(1))
+    request = TrainRequest.from_record(second.content)
+    ((base_hash, change),) = request.changes.items()
+    assert base_hash == whole.model_hash
+    received = decode_state(change, base=decode_state(whole.model), base_hash=base_hash)
+    for name, values in decode_state(request.model).items():
+        assert values.tobytes() == received[name].tobytes()
+    # A step of the change is a seventh of 0.3, the largest.
+    np.testing.assert_allclose(received[WEIGHT], moved[WEIGHT], atol=0.3 / 7)
+    assert received[WEIGHT].tobytes() != moved[WEIGHT].tobytes()
+    update, _ = encode_delta(
+        received, received, 4, None, np.random.default_rng(0), {"base-hash": request.model_hash}
+    )
+    reply = good_reply(0, update, round_index=1)
+    aggregated, _ = strategy.aggregate_train(2, [Message(reply.to_record(), reply_to=second)])
+    assert aggregated is not None
+    assert to_state(aggregated)[WEIGHT].tobytes() == received[WEIGHT].tobytes()
+
+
+def test_changes_go_on_after_a_checkpoint() -> None:
+    """After two rounds a new strategy with the old one's memory sends the same third request."""
+    states = [{**state(0.0), WEIGHT: np.full((16, 64), value, np.float32)} for value in (1, 2, 4)]
+    shapes = {name: values.shape for name, values in states[0].items()}
+    old, new = (
+        make_strategy(StrategyConfig(name="fedavg"), plan(downlink_bits=4, update_shapes=shapes))
+        for _ in range(2)
+    )
+    for number in (1, 2):
+        list(old.configure_train(number, to_record(states[number - 1]), ConfigRecord(), view_of(1)))
+    attributes, arrays = strategy_state(old, PackedUpdates.OWN_ATTRIBUTES)
+    restore_strategy(new, json.loads(json.dumps(attributes)), load(save(arrays)))
+    requests = []
+    for strategy in (old, new):
+        (message,) = strategy.configure_train(3, to_record(states[2]), ConfigRecord(), view_of(1))
+        requests.append(TrainRequest.from_record(message.content))
+    assert requests[0] == requests[1]
+    assert len(requests[0].changes) == 2
 
 
 def test_the_order_of_replies_does_not_matter() -> None:

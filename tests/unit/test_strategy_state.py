@@ -79,7 +79,10 @@ def test_moments_and_scalars_come_back() -> None:
 
 
 def test_containers_come_back_as_they_were() -> None:
-    strategy, other = SimpleNamespace(nested={"a": [1, (2.0, None)]}), SimpleNamespace(nested={})
+    strategy, other = (
+        SimpleNamespace(nested={"a": [1, (2.0, None, b"\0x")]}),
+        SimpleNamespace(nested={}),
+    )
     attributes, arrays = strategy_state(strategy, frozenset())
     restore_strategy(other, json.loads(json.dumps(attributes)), arrays)
     assert other.nested == strategy.nested

@@ -1,0 +1,63 @@
+"""The global model on its way to devices that hold an earlier one: as changes.
+
+Devices train from the model that the changes lead to. What they answer is added to that one, and
+what the sum differs from it is the next change: so a rounding's error is made once and does not
+add up on the way. It is small where rounds change little, as in the end of a training; to round
+the model itself costs as much there as everywhere (docs/results/federated-cifar100.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.payloads.updates import BASE_HASH_KEY, decode_state, encode_delta, encode_float
+from server.model.aggregation import State, keep_valid
+from server.model.forms import payload_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentModel:
+    """A model as devices hold it."""
+
+    name: str
+    """Digest of the payload that led to it: of all of it, or of the last change."""
+    state: State
+    """What that decodes to."""
+    changes: Mapping[str, bytes] = field(default_factory=dict)
+    """Name of an earlier model -> payload of the change from it to the next, oldest first."""
+
+
+def next_model(
+    before: SentModel | None, state: State, bits: int, generator: np.random.Generator
+) -> SentModel:
+    """The model next to ``state`` that a rounded change leads to.
+
+    Args:
+        before: the last one that devices were sent; None: there is none, and ``state`` goes as it
+            is.
+        state: the global state, name -> float32 array.
+        bits: of a changed weight, 2 to 8.
+        generator: dither of the rounding.
+
+    Returns:
+        The model, with as many changes as are smaller together than it is itself.
+    """
+    if before is None:
+        return _beginning(state)
+    metadata = {BASE_HASH_KEY: before.name}
+    change, _ = encode_delta(state, before.state, bits, None, generator, metadata)
+    reached = decode_state(change, base=before.state)
+    if any(not np.array_equal(reached[name], kept) for name, kept in keep_valid(reached).items()):
+        return _beginning(state)
+    changes = {**before.changes, before.name: change}
+    num_bytes = sum(values.nbytes for values in reached.values())
+    while sum(map(len, changes.values())) >= num_bytes:
+        del changes[next(iter(changes))]
+    return SentModel(name=payload_hash(change), state=reached, changes=changes)
+
+
+def _beginning(state: State) -> SentModel:
+    return SentModel(name=payload_hash(encode_float(state, "float32", {})), state=state)
