@@ -40,12 +40,11 @@ def receive_model(config: Config, request: TrainRequest, records: RecordDict) ->
         state = decode_model(request.model)
     else:
         name, state = load_model(records)
-        if name != request.model_hash and name not in request.changes:
+        names = [*request.changes, request.model_hash]
+        if name not in names:
             return None
-        names = list(request.changes)
-        since = names.index(name) if name in names else len(names)
-        for change in list(request.changes.values())[since:]:
-            state = decode_state(change, base=state)
+        for earlier in names[names.index(name) : -1]:
+            state = decode_state(request.changes[earlier], base=state)
     if config.sends_changes:
         save_model(records, request.model_hash, state)
     return _read_only(state)

@@ -42,9 +42,9 @@ TTL_MARGIN_SECONDS = 10.0
 LARGEST_SMALL_REPLY = 2**24
 """Bytes that any reply may have."""
 
-MAX_GROWTH = 8
-"""Bytes of a reply for each byte of its request beyond that: a model goes down in 8 bits a value at
-least, and comes back in 32 at most."""
+MAX_GROWTH = 16
+"""Bytes of a reply for each byte of its request beyond that: a model goes down in 2 bits a value at
+least, as a change, and comes back in 32 at most."""
 
 TOO_LATE = "was announced, but not all of it came in time"
 
