@@ -1,9 +1,9 @@
 """The global model on its way to devices that hold an earlier one: as changes.
 
-Devices train from the model that the changes lead to. What they answer is added to that one, and
-what the sum differs from it is the next change: so a rounding's error is made once and does not
-add up on the way. It is small where rounds change little, as in the end of a training; to round
-the model itself costs as much there as everywhere (docs/results/federated-cifar100.md).
+Devices train from the model that the changes lead to, and what they answer is added to that one.
+What a change's rounding loses is added to the next (error feedback, as devices do it: Seide et al.,
+Interspeech 2014). It is small where rounds change little, as in the end of a training; to round the
+model itself loses as much there as everywhere (docs/results/federated-cifar100.md).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class SentModel:
     """What that decodes to."""
     changes: Mapping[str, bytes] = field(default_factory=dict)
     """Name of an earlier model -> payload of the change from it to the next, oldest first."""
+    lost: State = field(default_factory=dict)
+    """What the last change's rounding lost; empty: nothing."""
 
 
 def next_model(
@@ -38,7 +40,7 @@ def next_model(
     Args:
         before: the last one that devices were sent; None: there is none, and ``state`` goes as it
             is.
-        state: the global state, name -> float32 array.
+        state: what became of ``before``, name -> float32 array.
         bits: of a changed weight, 2 to 8.
         generator: dither of the rounding.
 
@@ -48,7 +50,9 @@ def next_model(
     if before is None:
         return _beginning(state)
     metadata = {BASE_HASH_KEY: before.name}
-    change, _ = encode_delta(state, before.state, bits, None, generator, metadata)
+    # 2 bits rounded at random lose more than they are given: see common.payloads.update_choice.
+    dither = None if bits == 2 else generator
+    change, lost = encode_delta(state, before.state, bits, before.lost or None, dither, metadata)
     reached = decode_state(change, base=before.state)
     if any(not np.array_equal(reached[name], kept) for name, kept in keep_valid(reached).items()):
         return _beginning(state)
@@ -56,7 +60,7 @@ def next_model(
     num_bytes = sum(values.nbytes for values in reached.values())
     while sum(map(len, changes.values())) >= num_bytes:
         del changes[next(iter(changes))]
-    return SentModel(name=payload_hash(change), state=reached, changes=changes)
+    return SentModel(name=payload_hash(change), state=reached, changes=changes, lost=lost)
 
 
 def _beginning(state: State) -> SentModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from common.payloads.updates import decode_state, decode_update, encode_float
@@ -61,15 +62,18 @@ def test_a_device_reaches_the_servers_model_to_the_last_bit() -> None:
         assert values.tobytes() == held[entry].tobytes()
 
 
-def test_the_error_is_a_step_of_the_change_and_does_not_add_up() -> None:
-    """4 bits have 7 steps to the largest change of a row: what is lost of a change of at most c is
-    less than c / 7, and sent again as a change of its own at most c / 49 is left."""
+@pytest.mark.parametrize("bits", [2, 4])
+def test_what_rounding_loses_goes_with_the_next_change(bits: int) -> None:
+    """4 bits have 7 steps to the largest change c of a row: less than c / 7 is lost. Where devices
+    change nothing, it is a change of its own, of which less than c / 49 is lost, and so on. 2 bits
+    are rounded to nearest: at most c / 2, then c / 4."""
+    steps = {2: 2, 4: 7}[bits]
     target = random_state(1)
     largest = float(np.abs(target[WEIGHT]).max())
-    model = sent(None, state(0.0))
-    for part in (7, 49, 343):
-        model = sent(model, target)
-        assert 0 < error(model, target) < largest / part
+    model = sent(sent(None, state(0.0)), target, bits)
+    for power in (1, 2, 3):
+        assert 0 < error(model, target) <= largest / steps**power
+        model = sent(model, model.state, bits)
 
 
 def test_as_many_changes_are_kept_as_are_smaller_than_the_model() -> None:
