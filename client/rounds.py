@@ -20,7 +20,6 @@ from client.state import (
     State,
     TeacherStore,
     load_coreset,
-    load_model,
     load_pace,
     load_residual,
     load_teacher_views,
@@ -180,7 +179,7 @@ def quantized_round(
             round_index=request.round_index,
             update=update,
             teacher_hash=request.teacher_hash if is_kept else "",
-            model_hash=load_model(records)[0],
+            model_hash=request.model_hash if config.sends_changes else "",
             metrics={
                 **metrics,
                 "select-seconds": outcome.select_seconds,
