@@ -93,7 +93,7 @@ class FleetPlan:
         self._able = able[emulation.class_of]
         self._has_teacher = np.zeros(num_devices, dtype=np.bool_)
         self._model_round = np.full(num_devices, -1, dtype=np.int32)
-        """Of which round each device holds the model; -1: of none."""
+        """Of which round each device holds the model; -1: of none, nor the teacher."""
         self._coreset_epoch = np.full(num_devices, -1, dtype=np.int32)
         """When each device chose its coreset; -1: it never has."""
         self._kept_views = KeptViews(config, num_devices)
@@ -175,7 +175,7 @@ class FleetPlan:
         parts = emulation.failures(Stage.QUANTIZED, round_index)[asked]
         delays = emulation.delays(Stage.QUANTIZED, round_index)[asked]
         fails = np.isfinite(parts)
-        downloads = self._request_bytes(asked, round_index)
+        downloads = self.request_bytes(asked, round_index)
         seconds = np.empty(len(asked))
         costs = []
         for index, at in enumerate(members):
@@ -224,14 +224,15 @@ class FleetPlan:
             joules=joules,
         )
 
-    def _request_bytes(self, devices: NDArray[np.int64], round_index: int) -> Floats:
-        """With the teacher to those that do not have it, else changes to those that hold a model
-        that few rounds came after.
+    def request_bytes(self, devices: NDArray[np.int64], round_index: int) -> Floats:
+        """Of the requests of a round to these devices, by partition id.
+
+        With the teacher to those that do not have it, else changes to those that hold a model that
+        few rounds came after.
         """
         sizes = self.sizes
         by_changes = np.array([sizes.request_bytes, *sizes.change_request_bytes], np.float64)
-        held = self._model_round[devices]
-        num_changes = np.where(held < 0, 0, round_index - held)
+        num_changes = round_index - self._model_round[devices]
         num_changes[num_changes >= len(by_changes)] = 0
         return np.where(
             self._has_teacher[devices], by_changes[num_changes], float(sizes.first_request_bytes)

@@ -203,9 +203,11 @@ class TestChanges:
 
     def test_what_is_not_in_a_request_any_more_goes_whole(self) -> None:
         courier, _ = make_courier(devices := Holders(), num_devices=1)
+        devices.has_teacher.add(0)
+        courier.believe_teacher_at([node_id_of(0)])
         courier.believe_model_at(node_id_of(0), "older")
         courier.exchange(round_messages(2, 1))
-        assert devices.sent() == [(b"whole", [], TEACHER)]
+        assert devices.sent() == [(b"whole", [], b"")]
 
     def test_a_device_that_lost_all_is_sent_all_in_the_same_exchange(self) -> None:
         courier, _ = make_courier(devices := Holders(), num_devices=2)

@@ -88,6 +88,19 @@ def test_changes_go_to_devices_that_hold_a_model_of_few_rounds_before() -> None:
     assert len(amounts) > 3
 
 
+def test_a_device_that_broke_off_holds_the_model_of_before() -> None:
+    """Of twenty that are asked in every round, those that failed in the second get two changes in
+    the third, 0.2 MB, the others one, 0.1 MB; without the teacher, who never trained, 2 MB."""
+    failing = replace(FAST, failure_rate=0.4)
+    plan = make_plan(FleetClass(profile=failing, count=20), federation__num_rounds=2)
+    plan.sizes = replace(SIZES, change_request_bytes=(100_000, 200_000))
+    list(plan.run())
+    first, second = (np.isfinite(plan.emulation.failures(Stage.QUANTIZED, k)) for k in range(2))
+    expected = np.select([~second, ~first], [100_000.0, 200_000.0], 2_000_000.0)
+    assert plan.request_bytes(np.arange(20), 2).tolist() == expected.tolist()
+    assert len(set(expected.tolist())) == 3
+
+
 def computing(plan: FleetPlan) -> list[float]:
     """Seconds of each round of a FAST device, less its transfers (see `test_a_round_by_hand`)."""
     seconds = [planned.virtual_seconds for planned in plan.run()]

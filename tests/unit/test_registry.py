@@ -88,6 +88,10 @@ def test_which_models_devices_hold_is_known_when_they_come_and_after_they_left()
     grid.partition_ids[:] = [0]
     registry.refresh()
     assert registry.model_at == {1: "m1", 2: "m2", 5: "m0"}
+    registry.courier.believe_model_at(node_id_of(5), "m3")
+    grid.partition_ids += [5]
+    registry.refresh()
+    assert registry.model_at[5] == "m3"
 
 
 def test_a_device_that_is_refused_does_not_hold_the_teacher() -> None:

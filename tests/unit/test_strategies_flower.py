@@ -375,6 +375,24 @@ def test_changes_go_on_after_a_checkpoint() -> None:
     assert len(requests[0].changes) == 2
 
 
+def test_every_round_rounds_otherwise() -> None:
+    """The same change in round 2 of one run and in round 3 of another: what is half a step up in
+    the one is half a step down in the other, for some weights."""
+    start = {**state(0.0), WEIGHT: np.zeros((16, 64), np.float32)}
+    moved = {**start, WEIGHT: np.tile(np.array([7.0, 0.5], np.float32), (16, 32))}
+    shapes = {name: values.shape for name, values in start.items()}
+    received = []
+    for number in (2, 3):
+        strategy = make_strategy(
+            StrategyConfig(name="fedavg"), plan(downlink_bits=4, update_shapes=shapes)
+        )
+        list(strategy.configure_train(1, to_record(start), ConfigRecord(), view_of(1)))
+        (message,) = strategy.configure_train(number, to_record(moved), ConfigRecord(), view_of(1))
+        received.append(decode_state(TrainRequest.from_record(message.content).model)[WEIGHT])
+    assert {*received[0][:, 1::2].ravel().tolist()} == {0.0, 1.0}
+    assert (received[0] != received[1]).any()
+
+
 def test_the_order_of_replies_does_not_matter() -> None:
     """Bit for bit: float sums depend on their order, so replies are sorted first."""
     generator = np.random.default_rng(1)
