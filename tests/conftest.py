@@ -5,7 +5,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +76,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+KEEPING: Mapping[str, object] = {"federation.downlink-format": "delta"}
+"""Devices keep the model as well as their error: what an engine has to hold for them."""
+
+
 @pytest.fixture(scope="session")
 def ray_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """The tiny federation in Flower's Simulation Runtime on Ray, run once for all tests."""
-    return simulate(tmp_path_factory.mktemp("ray") / "run", "--engine", "ray", "--workers", "2")
+    folder = tmp_path_factory.mktemp("ray") / "run"
+    return simulate(folder, "--engine", "ray", "--workers", "2", **KEEPING)
 
 
 @pytest.fixture

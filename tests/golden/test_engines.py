@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import FinishedRun, simulate
+from tests.conftest import KEEPING, FinishedRun, simulate
 from tests.golden.test_resume import assert_equal_runs, sha256
 from tests.in_process import simulate_here
 from tests.records import recorded, without_wall_clock
@@ -20,7 +20,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the federation in this very process, one device after the other."""
     folder = tmp_path_factory.mktemp("local") / "run"
-    simulate_here(**{"run.out": folder})
+    simulate_here(**KEEPING, **{"run.out": folder})
     return folder
 
 
@@ -31,7 +31,7 @@ def test_every_engine_gives_the_same_numbers(
     if engine == "ray":
         run: FinishedRun = request.getfixturevalue("ray_run")
     else:
-        run = simulate(tmp_path / "run", "--workers", "2")
+        run = simulate(tmp_path / "run", "--workers", "2", **KEEPING)
     assert run.exit_code == 0, run.errors
     assert_equal_runs(run.folder, reference)
     assert _summary(run.folder) == _summary(reference)
