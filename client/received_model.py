@@ -44,7 +44,7 @@ def receive_model(config: Config, request: TrainRequest, records: RecordDict) ->
         if name not in names:
             return None
         for earlier in names[names.index(name) : -1]:
-            state = decode_state(request.changes[earlier], base=state)
+            state = decode_state(request.changes[earlier], base=state, base_hash=earlier)
     if config.sends_changes:
         save_model(records, request.model_hash, state)
     return _read_only(state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import RecordDict
@@ -12,6 +14,7 @@ from client.state import load_model, save_model
 from common.config import Config
 from common.messages import Stage, TrainRequest
 from common.payloads.updates import encode_delta, encode_float
+from common.payloads.wire import WireError
 
 State = dict[str, NDArray[np.float32]]
 CHANGES = Config.from_flat({"federation.downlink-format": "delta"})
@@ -74,6 +77,13 @@ def test_changes_of_a_model_that_is_not_held_lead_nowhere(records: RecordDict) -
     before = load_model(records)[0]
     assert receive_model(CHANGES, request(), records) is None
     assert load_model(records)[0] == before
+
+
+def test_a_change_of_another_model_is_refused() -> None:
+    """Under the name of m1, but made of m0."""
+    wrong = replace(request(), changes={"m1": change(2, 4, "m0")})
+    with pytest.raises(WireError, match="'base-hash': expected 'm1', got 'm0'"):
+        receive_model(CHANGES, wrong, holding("m1", 2))
 
 
 def test_a_whole_model_takes_the_place_of_the_one_that_was_held() -> None:
