@@ -1,9 +1,10 @@
 """The global model on its way to devices that hold an earlier one: as changes.
 
-Devices train from the model that the changes lead to, and what they answer is added to that one.
-What a change's rounding loses is added to the next (error feedback, as devices do it: Seide et al.,
-Interspeech 2014). It is small where rounds change little, as in the end of a training; to round the
-model itself loses as much there as everywhere (docs/results/federated-cifar100.md).
+Devices train from the model that the changes lead to; what they changed is added to the server's
+own, which is not rounded. So what one change's rounding loses is part of the next (error feedback:
+Seide et al., Interspeech 2014), also after a round that was skipped, or that not all bit-widths had
+a part in. It is small where rounds change little, as in the end of a training; to round the model
+itself loses as much there as everywhere (docs/results/federated-cifar100.md).
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ class SentModel:
     """What that decodes to."""
     changes: Mapping[str, bytes] = field(default_factory=dict)
     """Name of an earlier model -> payload of the change from it to the next, oldest first."""
-    lost: State = field(default_factory=dict)
-    """What the last change's rounding lost; empty: nothing."""
 
 
 def next_model(
@@ -40,7 +39,7 @@ def next_model(
     Args:
         before: the last one that devices were sent; None: there is none, and ``state`` goes as it
             is.
-        state: what became of ``before``, name -> float32 array.
+        state: the server's, name -> float32 array.
         bits: of a changed weight, 2 to 8.
         generator: dither of the rounding.
 
@@ -52,7 +51,7 @@ def next_model(
     metadata = {BASE_HASH_KEY: before.name}
     # 2 bits rounded at random lose more than they are given: see common.payloads.update_choice.
     dither = None if bits == 2 else generator
-    change, lost = encode_delta(state, before.state, bits, before.lost or None, dither, metadata)
+    change, _ = encode_delta(state, before.state, bits, None, dither, metadata)
     reached = decode_state(change, base=before.state)
     if any(not np.array_equal(reached[name], kept) for name, kept in keep_valid(reached).items()):
         return _beginning(state)
@@ -60,7 +59,21 @@ def next_model(
     num_bytes = sum(values.nbytes for values in reached.values())
     while sum(map(len, changes.values())) >= num_bytes:
         del changes[next(iter(changes))]
-    return SentModel(name=payload_hash(change), state=reached, changes=changes, lost=lost)
+    return SentModel(name=payload_hash(change), state=reached, changes=changes)
+
+
+def rebase(state: State, base: State, target: State) -> State:
+    """``target`` with the changes of a device that trained from ``base``, which stood for it.
+
+    Args:
+        state: what the device trained, name -> float32 array.
+        base: what it was sent; more entries do not matter, as in ``target``.
+        target: what that was before it was rounded.
+    """
+    # numpy turns what it computes from arrays of shape () into a scalar.
+    return {
+        name: np.asarray(values + (target[name] - base[name])) for name, values in state.items()
+    }
 
 
 def _beginning(state: State) -> SentModel:

@@ -24,6 +24,9 @@ class DeviceGroups:
     """Bit-width -> its devices, ascending."""
     expected: dict[int, Expectation] = field(default_factory=dict)
     """Bit-width -> what a good reply of its devices looks like."""
+    target: dict[int, State] = field(default_factory=dict)
+    """Bit-width -> what its devices' changes are added to: what they were sent or, where they are
+    sent changes, what that was before it was rounded."""
 
     @classmethod
     def of(cls, devices: Iterable[RegisteredDevice], *, is_mixed: bool) -> DeviceGroups:

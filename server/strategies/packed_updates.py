@@ -48,7 +48,7 @@ from server.model.forms import (
     to_record,
     to_state,
 )
-from server.model.sent_model import SentModel, next_model
+from server.model.sent_model import SentModel, next_model, rebase
 from server.strategies.device_groups import DeviceGroups
 from server.strategies.privacy import GaussianMechanism, noise_generator
 from server.strategies.stage_plan import StagePlan
@@ -112,6 +112,7 @@ class PackedUpdates(FedAvg):
                 teacher_hash=self.plan.teacher_hash,
                 weight_bits=bits,
             )
+            groups.target[bits] = view if self.plan.downlink_bits else model.state
             groups.expected[bits] = Expectation(
                 partition_of=groups.partition_of(bits),
                 round_index=server_round - 1,
@@ -121,8 +122,8 @@ class PackedUpdates(FedAvg):
                 metric_names=(NUM_EXAMPLES, TRAIN_LOSS) if self._is_training() else (NUM_EXAMPLES,),
                 num_samples={device.partition_id: device.num_samples for device in grid.devices},
             )
-        # What devices really get, rounding included, is also what server optimizers start from.
-        visible = to_chunks(groups.base(min(groups)), self._visible_names())
+        # What devices' changes are added to is also what server optimizers start from.
+        visible = to_chunks(groups.target[min(groups)], self._visible_names())
         messages = super().configure_train(server_round, visible, config, grid)
         proximal_mu = float(cast(float, config.get("proximal-mu", 0.0)))
         contents = {
@@ -155,6 +156,8 @@ class PackedUpdates(FedAvg):
             state = judgement.states.pop(0)
             if self.plan.lifts_codes:
                 state |= lift_codes(state, self._groups.base(bits), deployed[bits])
+            if self.plan.downlink_bits:
+                state = rebase(state, self._groups.base(bits), self._groups.target[bits])
             metrics = MetricRecord({NUM_EXAMPLES: weight})
             # Flower takes replies with the same metrics only; of other stages' nobody needs a loss.
             if self._is_training() and TRAIN_LOSS in reply.metrics:

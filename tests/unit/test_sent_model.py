@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from common.payloads.updates import decode_state, decode_update, encode_float
 from common.quantization import SMALLEST_STEP
 from server.model.forms import payload_hash
-from server.model.sent_model import SentModel, next_model
+from server.model.sent_model import SentModel, next_model, rebase
 
 State = dict[str, NDArray[np.float32]]
 
@@ -64,16 +64,16 @@ def test_a_device_reaches_the_servers_model_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_what_rounding_loses_goes_with_the_next_change(bits: int) -> None:
-    """4 bits have 7 steps to the largest change c of a row: less than c / 7 is lost. Where devices
-    change nothing, it is a change of its own, of which less than c / 49 is lost, and so on. 2 bits
-    are rounded to nearest: at most c / 2, then c / 4."""
+    """4 bits have 7 steps to the largest change c of a row: less than c / 7 is lost. Where the
+    server changes nothing, it is a change of its own, of which less than c / 49 is lost, and so on.
+    2 bits are rounded to nearest: at most c / 2, then c / 4."""
     steps = {2: 2, 4: 7}[bits]
     target = random_state(1)
     largest = float(np.abs(target[WEIGHT]).max())
     model = sent(sent(None, state(0.0)), target, bits)
     for power in (1, 2, 3):
         assert 0 < error(model, target) <= largest / steps**power
-        model = sent(model, model.state, bits)
+        model = sent(model, target, bits)
 
 
 def test_as_many_changes_are_kept_as_are_smaller_than_the_model() -> None:
@@ -105,6 +105,16 @@ def test_a_step_that_rounding_would_take_to_zero_is_sent_whole() -> None:
     assert model.changes == {}
     # The next one is a change again.
     assert list(sent(model, target).changes) == [model.name]
+
+
+def test_a_devices_changes_are_added_to_what_it_was_sent_the_rounding_of() -> None:
+    """From 1 to 3, where 1 stood for 1.5: 3.5. The bias is not in the update."""
+    trained = {name: state(3.0, step=0.75)[name] for name in (WEIGHT, STEP)}
+    moved = rebase(trained, state(1.0, step=0.5), state(1.5, step=0.25))
+    assert list(moved) == [WEIGHT, STEP]
+    np.testing.assert_array_equal(moved[WEIGHT], np.full((ROWS, COLUMNS), 3.5))
+    np.testing.assert_array_equal(moved[STEP], 0.5)
+    assert moved[STEP].shape == ()
 
 
 def test_a_change_stands_alone_for_nobody() -> None:
