@@ -91,9 +91,8 @@ class FleetPlan:
         bits = set(config.device_bits)
         able = np.array([not bits.isdisjoint(profile.weight_bits) for profile in self.profiles])
         self._able = able[emulation.class_of]
-        self._has_teacher = np.zeros(num_devices, dtype=np.bool_)
         self._model_round = np.full(num_devices, -1, dtype=np.int32)
-        """Of which round each device holds the model; -1: of none, nor the teacher."""
+        """Of which round each device holds the model, and with it the teacher; -1: neither."""
         self._coreset_epoch = np.full(num_devices, -1, dtype=np.int32)
         """When each device chose its coreset; -1: it never has."""
         self._kept_views = KeptViews(config, num_devices)
@@ -188,7 +187,6 @@ class FleetPlan:
         fates, round_seconds = settle(
             seconds, fails, num_wanted=num_wanted, deadline=fleet.deadline
         )
-        self._has_teacher[asked[fates == TRAINED]] = True
         self._model_round[asked[fates == TRAINED]] = round_index
 
         joules = down = up = 0.0
@@ -232,11 +230,10 @@ class FleetPlan:
         """
         sizes = self.sizes
         by_changes = np.array([sizes.request_bytes, *sizes.change_request_bytes], np.float64)
-        num_changes = round_index - self._model_round[devices]
+        held = self._model_round[devices]
+        num_changes = round_index - held
         num_changes[num_changes >= len(by_changes)] = 0
-        return np.where(
-            self._has_teacher[devices], by_changes[num_changes], float(sizes.first_request_bytes)
-        )
+        return np.where(held < 0, float(sizes.first_request_bytes), by_changes[num_changes])
 
     def _cost(
         self,
