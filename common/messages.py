@@ -108,8 +108,8 @@ class TrainRequest:
     model: bytes
     """Payload of the global model (wire format); empty where ``changes`` lead to it."""
     model_hash: str
-    """Name of the global model, which a delta is relative to: the digest of ``model`` or, where
-    there are changes, of the last of them."""
+    """Name of the global model, which a delta is relative to: the digest of its payload or, where a
+    change led to it, of that, whichever of the two the device is sent."""
     changes: Mapping[str, bytes] = field(default_factory=dict)
     """Name of an earlier model -> payload of the change from it to the next one, oldest first; the
     last leads to the global model."""

@@ -1,10 +1,10 @@
 """Going on with a run that was killed: a checkpoint after every round, and the way back from it.
 
 A checkpoint holds what the next round depends on: global state, the strategy's memory, the models
-kept so far, which devices hold the teacher, how far metrics.jsonl had come and, where devices are
-emulated, their states and what their harness remembers, its virtual clock for one. Random streams
-derive from (seed, purpose, round, device): they need none.
-Where devices are real, their coresets and error feedback stay with them, and begin anew.
+kept so far, which devices hold the teacher, and which model, how far metrics.jsonl had come and,
+where devices are emulated, their states and what their harness remembers, its virtual clock for
+one. Random streams derive from (seed, purpose, round, device): they need none.
+Where devices are real, what they remember stays with them, and begins anew.
 """
 
 from __future__ import annotations
