@@ -38,6 +38,7 @@ KNOW_FLOWER = {
     "common/messages.py",
     "client/app.py",
     "client/effort.py",
+    "client/received_model.py",
     "client/rounds.py",
     "client/state.py",
     "client/supernode.py",
