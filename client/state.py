@@ -251,15 +251,12 @@ def save_pace(records: RecordDict, figures: Mapping[str, float]) -> None:
 
 def load_residual(records: RecordDict) -> State:
     """What rounding lost in this device's last update; empty at first."""
-    arrays = records.array_records.get(RESIDUAL, ArrayRecord())
-    return {name: array.numpy() for name, array in arrays.items()}
+    return _to_state(records.array_records.get(RESIDUAL, ArrayRecord()))
 
 
 def save_residual(records: RecordDict, residual: Mapping[str, NDArray[np.float32]]) -> None:
     """Remember what rounding lost, for the next update (error feedback)."""
-    records[RESIDUAL] = ArrayRecord(
-        {name: Array.from_numpy_ndarray(values) for name, values in residual.items()}
-    )
+    records[RESIDUAL] = _to_record(residual)
 
 
 def load_model(records: RecordDict) -> tuple[str, State]:
@@ -269,12 +266,18 @@ def load_model(records: RecordDict) -> tuple[str, State]:
         return "", {}
     name = records.config_records[MODEL + "-info"]["name"]
     assert isinstance(name, str)
-    return name, {entry: array.numpy() for entry, array in arrays.items()}
+    return name, _to_state(arrays)
 
 
 def save_model(records: RecordDict, name: str, state: State) -> None:
     """Hold a global model, for changes to come."""
-    records[MODEL] = ArrayRecord(
-        {entry: Array.from_numpy_ndarray(values) for entry, values in state.items()}
-    )
+    records[MODEL] = _to_record(state)
     records[MODEL + "-info"] = ConfigRecord({"name": name})
+
+
+def _to_record(state: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
+    return ArrayRecord({name: Array.from_numpy_ndarray(values) for name, values in state.items()})
+
+
+def _to_state(arrays: ArrayRecord) -> State:
+    return {name: array.numpy() for name, array in arrays.items()}

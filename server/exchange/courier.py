@@ -312,15 +312,13 @@ class Courier:
         if isinstance(held, str) and len(held) <= MOST_NAME_DIGITS:
             self._model_at[node_id] = held
         status = _status(content)
+        if status not in (Status.MODEL_MISSING.value, Status.TEACHER_MISSING.value):
+            return False
+        # It looks for the model first: a device that was started anew may have lost both.
+        self._teacher_nodes.discard(node_id)
         if status == Status.MODEL_MISSING.value:
-            # It looks for the model first: a device that was started anew may have lost both.
             self._model_at.pop(node_id, None)
-            self._teacher_nodes.discard(node_id)
-            return True
-        if status == Status.TEACHER_MISSING.value:
-            self._teacher_nodes.discard(node_id)
-            return True
-        return False
+        return True
 
 
 def _status(content: RecordDict) -> object:
