@@ -38,8 +38,15 @@ def encode_update(
     if federation.update_format == "float32":
         return encode_float(state, "float32", metadata), {}
     bits, feeds_back = federation.delta_bits, federation.error_feedback
-    # Error feedback needs a rounding that loses less than it is given (Karimireddy et al., "Error
-    # Feedback Fixes SignSGD", ICML 2019): at random, 2 bits lose more, and residuals would grow.
-    dither = None if feeds_back and bits == 2 else generator
+    dither = dither_with_feedback(bits, generator) if feeds_back else generator
     payload, lost = encode_delta(state, base, bits, residual or None, dither, metadata)
     return payload, lost if feeds_back else {}
+
+
+def dither_with_feedback(bits: int, generator: np.random.Generator) -> np.random.Generator | None:
+    """The dither of a change whose loss is part of the next one; None: round to nearest.
+
+    Error feedback needs a rounding that loses less than it is given (Karimireddy et al., "Error
+    Feedback Fixes SignSGD", ICML 2019): at random, 2 bits lose more, and residuals would grow.
+    """
+    return None if bits == 2 else generator

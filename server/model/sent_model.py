@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.payloads.update_choice import dither_with_feedback
 from common.payloads.updates import BASE_HASH_KEY, decode_state, encode_delta, encode_float
 from server.model.aggregation import State, keep_valid
 from server.model.forms import payload_hash
@@ -49,8 +50,7 @@ def next_model(
     if before is None:
         return _beginning(state)
     metadata = {BASE_HASH_KEY: before.name}
-    # 2 bits rounded at random lose more than they are given: see common.payloads.update_choice.
-    dither = None if bits == 2 else generator
+    dither = dither_with_feedback(bits, generator)
     change, _ = encode_delta(state, before.state, bits, None, dither, metadata)
     reached = decode_state(change, base=before.state)
     if any(not np.array_equal(reached[name], kept) for name, kept in keep_valid(reached).items()):
